@@ -1,0 +1,61 @@
+# Every command a person needs. `make` alone lists them.
+#
+#   make mnist ARGS="--epochs 5"    options for the program that the target runs
+#   make mnist PYTHON=python3.12    the Python that .venv is made from
+#   make test EXTRAS=dev,parity     optional dependencies to install (setup.cfg names them)
+
+PYTHON = python3
+VENV   = .venv
+EXTRAS = dev
+ARGS   =
+BIN    = $(VENV)/bin
+DEV    = $(VENV)/.with-$(EXTRAS)
+
+.PHONY: help venv mnist test test-gpu lint format types wheel-check check clean
+.NOTPARALLEL:  # two pips in one environment would break it
+.DEFAULT_GOAL := help
+
+help:          ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+
+mnist: $(VENV)/.with-examples  ## train on handwritten digits (ARGS="--help" lists the options)
+	@$(BIN)/python examples/mnist_mlp.py $(ARGS)
+
+venv: $(DEV)   ## make .venv with what development needs
+
+test: $(DEV)   ## run the tests (ARGS="-k relu" picks some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-gpu: $(VENV)/.with-dev,gpu  ## run the tests that need CuPy and a CUDA device
+	@$(BIN)/python -m pytest -m gpu $(ARGS)
+
+lint: $(DEV)   ## ruff: rules and formatting
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+format: $(DEV) ## let ruff mend and format the code
+	@$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format .
+
+types: $(DEV)  ## mypy on the built wheel
+	@$(BIN)/python scripts/check_types.py
+
+wheel-check: $(DEV)  ## build the wheel and use it from a clean environment
+	@$(BIN)/python scripts/check_wheel.py
+
+check: lint types test wheel-check  ## the one door: everything that CI runs
+
+clean:         ## remove .venv, caches and build products (runs/ stays)
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find kernels tinygrad_ish serve tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
+
+# An environment is ready, and an extra is in it, when the stamp says so: a failed or interrupted
+# step leaves none and is done again.
+$(VENV)/.ready:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) scripts/check_python.py $(PYTHON)
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV) && touch $@
+
+$(VENV)/.with-%: setup.cfg pyproject.toml | $(VENV)/.ready
+	@echo "installing tinygrad_ish[$*] into $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[$*]" || { echo "tinygrad_ish[$*] was not installed: pip says why above. Once that is mended (often: the network), run the same command again." >&2; exit 1; }
+	@touch $@

@@ -1,0 +1,1 @@
+"""HTTP serving of a saved program; imports tinygrad_ish, never the other way round."""
