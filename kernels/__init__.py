@@ -1,0 +1,127 @@
+"""The seam between tensors and kernels.
+
+A backend is a flat module of kernels with the names of ``reference``; what it does not define is
+the reference's. ``get_backend`` resolves one by name:
+
+    numpy   the reference on NumPy arrays (device "cpu")
+    numba   ``kernels/cpu``: compiled kernels on NumPy arrays (device "cpu")
+    cupy    ``kernels/gpu``: the reference on CuPy arrays (device "cuda")
+
+A tensor carries its backend, and everything it computes goes through that object. Nothing is
+chosen by an environment variable, and Numba and CuPy are imported when they are first needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from . import reference
+
+__all__ = ["BACKENDS", "Backend", "BackendError", "get_backend", "why_missing"]
+
+Array = reference.Array
+
+
+class BackendError(ValueError):
+    """A backend was asked for that does not exist or cannot run here; says what to install."""
+
+
+class Backend:
+    """The kernels of one backend as attributes, and the making of its arrays.
+
+    ``backend.relu(x)`` is the override of the backend if it has one, else the reference's.
+    """
+
+    def __init__(self, name: str, device: str, array_module: str, overrides: str | None) -> None:
+        self.name = name
+        self.device = device
+        self._array_module = array_module
+        self._overrides = overrides
+
+    def __repr__(self) -> str:
+        return f"<backend {self.name} on {self.device}>"
+
+    def __getattr__(self, name: str) -> Any:
+        """Resolve a kernel at its first use, and keep it."""
+        if name == "xp":
+            found: Any = importlib.import_module(self._array_module)
+        elif name in reference.__all__:
+            found = getattr(reference, name)
+            if self._overrides is not None:
+                found = getattr(importlib.import_module(self._overrides), name, found)
+        else:
+            raise AttributeError(f"backend {self.name!r} has no kernel {name!r}")
+        setattr(self, name, found)
+        return found
+
+    def __reduce__(self) -> Any:
+        return get_backend, (self.name,)
+
+    def asarray(self, data: Any, dtype: Any = None) -> Array:
+        """Data on this backend's device, without a copy where none is needed."""
+        return self.xp.asarray(data, dtype=dtype)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """An array with no particular values."""
+        return self.xp.empty(shape, dtype)
+
+    def full(self, shape: tuple[int, ...], value: Any, dtype: Any) -> Array:
+        """An array with every element ``value``."""
+        return self.xp.full(shape, value, dtype)
+
+    def warmup(
+        self,
+        names: Iterable[str] | None = None,
+        dtype: Any = "float32",
+        progress: Callable[[int, int, str], object] | None = None,
+    ) -> None:
+        """Compile ahead what these kernels (all, if None) need for arrays of ``dtype``.
+
+        ``progress(done, total, name)`` is called around each compilation, and not at all where
+        everything is in the disk cache or nothing is compiled.
+        """
+        module = importlib.import_module(self._overrides) if self._overrides else None
+        if hasattr(module, "warmup"):
+            module.warmup(reference.__all__ if names is None else names, dtype, progress)
+
+    def owns(self, x: Any) -> bool:
+        """Whether x is an array of this backend's array module."""
+        return isinstance(x, self.xp.ndarray)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """x as a NumPy array: itself on the CPU, a copy from a GPU."""
+        return x if isinstance(x, np.ndarray) else x.get()
+
+
+BACKENDS = {
+    "numpy": Backend("numpy", "cpu", "numpy", None),
+    "numba": Backend("numba", "cpu", "numpy", f"{__name__}.cpu"),
+    "cupy": Backend("cupy", "cuda", "cupy", f"{__name__}.gpu"),
+}
+
+
+def why_missing(name: str) -> str | None:
+    """Why the backend cannot run on this machine and what to do, or None if it can."""
+    if name == "numba" and importlib.util.find_spec("numba") is None:
+        return "Numba is not installed: pip install numba"
+    if name == "cupy":
+        return importlib.import_module(f"{__name__}.gpu").why_missing()
+    return None
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of this name: "numpy", "numba" or "cupy".
+
+    Raises BackendError, with what to install, if there is none or it cannot run here.
+    """
+    if name not in BACKENDS:
+        raise BackendError(f"backend: expected one of {', '.join(BACKENDS)}; got {name!r}")
+    reason = why_missing(name)
+    if reason is not None:
+        raise BackendError(f"backend {name!r} cannot run here. {reason}")
+    return BACKENDS[name]

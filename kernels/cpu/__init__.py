@@ -1,0 +1,32 @@
+"""The Numba backend: compiled kernels under the reference's names.
+
+A flat module, filled as it is used: the file that holds a kernel, and Numba with it, is imported
+when the kernel is first asked for. ``warmup`` compiles ahead, ``cache_info`` describes the disk
+cache.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+KERNELS = {
+    "relu": "elementwise",
+    "relu_backward": "elementwise",
+    "matmul": "linalg",
+    "linear": "linalg",
+    "linear_backward": "linalg",
+    "softmax_cross_entropy": "losses",
+    "mse_loss": "losses",
+    "sgd_step": "optimizers",
+    "adam_step": "optimizers",
+}
+_HOME = {**KERNELS, "warmup": "_jit", "cache_info": "_jit"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found

@@ -1,0 +1,762 @@
+"""The instruction set: every kernel there is, written plainly. This file is the specification.
+
+A kernel takes arrays and plain numbers and gives arrays. It is written against the array
+namespace of its arguments, so the same lines serve NumPy and CuPy. The rules of the seam:
+
+- ``out=None`` allocates. A given ``out`` is fully overwritten and returned. It may be exactly one
+  of the inputs in the elementwise kernels; any other overlap is refused.
+- A kernel never changes an input. The ``*_step`` kernels (and ``count_step``) are the exception:
+  they update parameters and optimizer state in place and return nothing.
+- Floating results keep the floating dtype, comparisons give bool, indices are int64. The caller
+  has promoted the dtypes: the arrays of one call have one dtype, beside labels and indices.
+- Plain numbers are constants. What changes between calls (learning rate, step) is a small array,
+  so that a recorded call can be replayed. No number is derived from a shape by the caller.
+- Any strides are accepted, and empty arrays work. Floating-point warnings are silent: infinities
+  and NaN are results.
+- Views (``reshape``, ``permute``, ``expand``, ``getitem``) take no ``out``.
+
+A backend overrides what it makes faster (``kernels/cpu``, ``kernels/gpu``) and gets the rest
+from here. To add a kernel: a function here, its name in ``__all__``, a row in
+``tests/test_kernels.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+
+__all__ = [
+    # elementwise
+    "add", "sub", "mul", "div", "floor_div", "remainder", "pow", "maximum", "minimum", "where",
+    "neg", "abs", "sign", "sqrt", "exp", "log", "sigmoid", "tanh", "relu", "relu_backward",
+    "eq", "ne", "lt", "le", "gt", "ge", "bitwise_not", "bitwise_and", "bitwise_or",
+    "copy", "cast",
+    # reductions
+    "sum", "sum_to", "mean", "mean_backward", "amax", "amin", "argmax", "argmin", "any", "all",
+    "softmax", "log_softmax",
+    # movement
+    "reshape", "permute", "expand", "getitem", "getitem_backward", "cat",
+    "index_select", "index_select_backward", "gather", "gather_backward",
+    # linear algebra
+    "matmul", "linear", "linear_backward",
+    # losses
+    "softmax_cross_entropy", "mse_loss",
+    # optimizers
+    "count_step", "sgd_step", "adam_step",
+]  # fmt: skip
+
+Array = Any  # numpy.ndarray or cupy.ndarray
+_quiet = np.errstate(all="ignore")
+
+
+def namespace(*arrays: Array) -> Any:
+    """The array module (numpy or cupy) of the first array among the arguments.
+
+    CuPy 14 has no ``__array_namespace__``; its arrays are told by their type, so that CuPy is
+    never imported from here.
+    """
+    for x in arrays:
+        if isinstance(x, np.ndarray):
+            return np
+        module = type(x).__module__.partition(".")[0]
+        if module == "cupy":
+            return sys.modules[module]
+    kinds = ", ".join(type(x).__name__ for x in arrays)
+    raise TypeError(f"a kernel needs a numpy or cupy array among its arguments, got {kinds}")
+
+
+def check_out(
+    out: Array, shape: tuple[int, ...], dtype: Any, *inputs: Any, elementwise: bool = False
+) -> None:
+    """Raise unless ``out`` has this shape and dtype and overlaps none of the inputs; an
+    ``elementwise`` kernel may write over an input that is exactly ``out``."""
+    if out.shape != shape or out.dtype != dtype:
+        raise ValueError(
+            f"out: expected {np.dtype(dtype).name}{list(shape)}, "
+            f"got {out.dtype.name}{list(out.shape)}; give an array of that shape and dtype"
+        )
+    xp = namespace(out)
+    for x in inputs:
+        if not hasattr(x, "shape") or (elementwise and _same(x, out)):
+            continue
+        if xp.may_share_memory(out, x) and xp.shares_memory(out, x):
+            raise ValueError("out overlaps an input; give an array with memory of its own")
+
+
+def _give(result: Any, out: Array | None, *inputs: Any, elementwise: bool = False) -> Array:
+    """The result of a function that has no ``out``: as an array, copied into ``out`` if given."""
+    xp = namespace(*inputs)
+    result = xp.asarray(result)
+    if out is None:
+        return result
+    check_out(out, result.shape, result.dtype, *inputs, elementwise=elementwise)
+    out[...] = result
+    return out
+
+
+def _elementwise(function: Any, *inputs: Any, out: Array | None, dtype: Any = None) -> Array:
+    if out is None:
+        result = function(*inputs)
+        # NumPy gives a scalar, not an array, for zero-dimensional inputs.
+        return result if hasattr(result, "__setitem__") else namespace(*inputs).asarray(result)
+    arrays = [x for x in inputs if hasattr(x, "shape")]
+    shape = np.broadcast_shapes(*[x.shape for x in arrays])
+    check_out(out, shape, dtype or arrays[-1].dtype, *arrays, elementwise=True)
+    return function(*inputs, out=out)
+
+
+def _same(x: Array, out: Array) -> bool:
+    return x is out or (
+        x.shape == out.shape
+        and x.strides == out.strides
+        and x.dtype == out.dtype
+        and _address(x) == _address(out)
+    )
+
+
+def _address(x: Array) -> int:
+    return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
+
+
+# --- elementwise -----------------------------------------------------------------------------
+# a, b: arrays that broadcast, or one of them a plain number.
+
+
+@_quiet
+def add(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a + b."""
+    return _elementwise(namespace(a, b).add, a, b, out=out)
+
+
+@_quiet
+def sub(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a - b."""
+    return _elementwise(namespace(a, b).subtract, a, b, out=out)
+
+
+@_quiet
+def mul(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a · b."""
+    return _elementwise(namespace(a, b).multiply, a, b, out=out)
+
+
+@_quiet
+def div(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a / b of floating arrays; x / 0 is ±inf, 0 / 0 NaN."""
+    return _elementwise(namespace(a, b).divide, a, b, out=out)
+
+
+@_quiet
+def floor_div(a: Array, b: Array, out: Array | None = None) -> Array:
+    """⌊a / b⌋, rounded towards minus infinity."""
+    return _elementwise(namespace(a, b).floor_divide, a, b, out=out)
+
+
+@_quiet
+def remainder(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a - b·⌊a / b⌋: the remainder that has b's sign."""
+    return _elementwise(namespace(a, b).remainder, a, b, out=out)
+
+
+@_quiet
+def pow(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a to the power b."""
+    return _elementwise(namespace(a, b).power, a, b, out=out)
+
+
+@_quiet
+def maximum(a: Array, b: Array, out: Array | None = None) -> Array:
+    """The larger of a and b; NaN where either is NaN."""
+    return _elementwise(namespace(a, b).maximum, a, b, out=out)
+
+
+@_quiet
+def minimum(a: Array, b: Array, out: Array | None = None) -> Array:
+    """The smaller of a and b; NaN where either is NaN."""
+    return _elementwise(namespace(a, b).minimum, a, b, out=out)
+
+
+def where(condition: Array, a: Array, b: Array, out: Array | None = None) -> Array:
+    """a where the bool condition holds, else b; the three broadcast."""
+    result = namespace(condition).where(condition, a, b)
+    return _give(result, out, condition, a, b, elementwise=True)
+
+
+@_quiet
+def neg(x: Array, out: Array | None = None) -> Array:
+    """-x."""
+    return _elementwise(namespace(x).negative, x, out=out)
+
+
+@_quiet
+def abs(x: Array, out: Array | None = None) -> Array:
+    """\\|x\\|."""
+    return _elementwise(namespace(x).absolute, x, out=out)
+
+
+@_quiet
+def sign(x: Array, out: Array | None = None) -> Array:
+    """-1, 0 or 1."""
+    return _elementwise(namespace(x).sign, x, out=out)
+
+
+@_quiet
+def sqrt(x: Array, out: Array | None = None) -> Array:
+    """√x; NaN below 0."""
+    return _elementwise(namespace(x).sqrt, x, out=out)
+
+
+@_quiet
+def exp(x: Array, out: Array | None = None) -> Array:
+    """eˣ."""
+    return _elementwise(namespace(x).exp, x, out=out)
+
+
+@_quiet
+def log(x: Array, out: Array | None = None) -> Array:
+    """The natural logarithm; -inf at 0, NaN below."""
+    return _elementwise(namespace(x).log, x, out=out)
+
+
+@_quiet
+def sigmoid(x: Array, out: Array | None = None) -> Array:
+    """1 / (1 + e⁻ˣ), by the form that does not overflow: e^(-|x|) ≤ 1."""
+    xp = namespace(x)
+    e = xp.exp(-xp.absolute(x))
+    return _give(xp.where(x >= 0, 1, e) / (1 + e), out, x, elementwise=True)
+
+
+@_quiet
+def tanh(x: Array, out: Array | None = None) -> Array:
+    """The hyperbolic tangent."""
+    return _elementwise(namespace(x).tanh, x, out=out)
+
+
+@_quiet
+def relu(x: Array, out: Array | None = None) -> Array:
+    """max(x, 0); NaN stays NaN."""
+    return _elementwise(namespace(x).maximum, x, 0, out=out)
+
+
+def relu_backward(g: Array, y: Array, out: Array | None = None) -> Array:
+    """0 where y <= 0, else g; y is relu's output (its input serves as well). At 0: 0; at NaN: g."""
+    result = namespace(g).where(y <= 0, g.dtype.type(0), g)
+    return _give(result, out, g, y, elementwise=True)
+
+
+def eq(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a == b, as bool."""
+    return _elementwise(namespace(a, b).equal, a, b, out=out, dtype=bool)
+
+
+def ne(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a != b, as bool."""
+    return _elementwise(namespace(a, b).not_equal, a, b, out=out, dtype=bool)
+
+
+def lt(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a < b, as bool."""
+    return _elementwise(namespace(a, b).less, a, b, out=out, dtype=bool)
+
+
+def le(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a <= b, as bool."""
+    return _elementwise(namespace(a, b).less_equal, a, b, out=out, dtype=bool)
+
+
+def gt(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a > b, as bool."""
+    return _elementwise(namespace(a, b).greater, a, b, out=out, dtype=bool)
+
+
+def ge(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a >= b, as bool."""
+    return _elementwise(namespace(a, b).greater_equal, a, b, out=out, dtype=bool)
+
+
+def bitwise_not(x: Array, out: Array | None = None) -> Array:
+    """~x of a bool or integer array."""
+    return _elementwise(namespace(x).invert, x, out=out)
+
+
+def bitwise_and(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a & b of bool or integer arrays."""
+    return _elementwise(namespace(a, b).bitwise_and, a, b, out=out)
+
+
+def bitwise_or(a: Array, b: Array, out: Array | None = None) -> Array:
+    """a | b of bool or integer arrays."""
+    return _elementwise(namespace(a, b).bitwise_or, a, b, out=out)
+
+
+def copy(x: Array, out: Array | None = None) -> Array:
+    """The same values in C-contiguous memory of their own; into ``out``, x broadcasts."""
+    if out is None:
+        return x.copy(order="C")
+    if out.dtype != x.dtype:
+        raise ValueError(f"copy: out is {out.dtype.name}, x is {x.dtype.name}; cast x first")
+    out[...] = x
+    return out
+
+
+@_quiet
+def cast(x: Array, dtype: Any, out: Array | None = None) -> Array:
+    """The values of x as ``dtype``, in new memory; float to int cuts towards zero."""
+    return _give(x.astype(dtype, order="C"), out, x, elementwise=True)
+
+
+# --- reductions ------------------------------------------------------------------------------
+# axis: None (all), an int, or a tuple of ints.
+
+
+@_quiet
+def sum(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """Σ x over ``axis``; bool and integer sums are int64."""
+    dtype = x.dtype if x.dtype.kind == "f" else np.int64
+    return _give(x.sum(axis=axis, keepdims=keepdims, dtype=dtype), out, x)
+
+
+@_quiet
+def sum_to(x: Array, shape: tuple[int, ...], out: Array | None = None) -> Array:
+    """The sum of x over the axes along which ``shape`` was broadcast to x's shape.
+
+    It is the gradient of ``expand``, so of every operand that broadcast.
+    """
+    lead = x.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(
+        lead + i for i, n in enumerate(shape) if n == 1 and x.shape[lead + i] != 1
+    )
+    return _give(x.sum(axis=axes, keepdims=True).reshape(shape), out, x)
+
+
+@_quiet
+def mean(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """Σ x / n over ``axis`` of a floating array; NaN where n is 0."""
+    total = sum(x, axis, keepdims)
+    return _give(total / x.dtype.type(_count(x, axis)), out, x)
+
+
+def _count(x: Array, axis: Any) -> int:
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    return math.prod(x.shape[a] for a in axes)
+
+
+@_quiet
+def mean_backward(g: Array, x: Array, out: Array | None = None) -> Array:
+    """g / n expanded to x's shape; g has 1 in the n-element axes that the mean went over."""
+    xp = namespace(g)
+    n = x.size // g.size if g.size else 1
+    return _give(xp.broadcast_to(g / g.dtype.type(n), x.shape).copy(), out, g, x)
+
+
+@_quiet
+def amax(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """The largest element over ``axis``; NaN if there is one."""
+    return _give(x.max(axis=axis, keepdims=keepdims), out, x)
+
+
+@_quiet
+def amin(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """The smallest element over ``axis``; NaN if there is one."""
+    return _give(x.min(axis=axis, keepdims=keepdims), out, x)
+
+
+def argmax(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """The int64 index of the first largest element, in the flattened array for axis None."""
+    return _give(x.argmax(axis=axis, keepdims=keepdims), out, x)
+
+
+def argmin(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """The int64 index of the first smallest element, in the flattened array for axis None."""
+    return _give(x.argmin(axis=axis, keepdims=keepdims), out, x)
+
+
+def any(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """Whether an element is not zero."""
+    return _give(x.any(axis=axis, keepdims=keepdims), out, x)
+
+
+def all(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
+    """Whether no element is zero."""
+    return _give(x.all(axis=axis, keepdims=keepdims), out, x)
+
+
+@_quiet
+def softmax(x: Array, axis: int, out: Array | None = None) -> Array:
+    """eˣ / Σ eˣ along ``axis``, shifted by the largest element so that it does not overflow."""
+    if x.size == 0:
+        return _give(x.copy(), out, x)
+    xp = namespace(x)
+    e = xp.exp(x - x.max(axis=axis, keepdims=True))
+    return _give(e / e.sum(axis=axis, keepdims=True), out, x)
+
+
+@_quiet
+def log_softmax(x: Array, axis: int, out: Array | None = None) -> Array:
+    """log softmax(x) = (x - max x) - log Σ e^(x - max x) along ``axis``."""
+    if x.size == 0:
+        return _give(x.copy(), out, x)
+    xp = namespace(x)
+    shifted = x - x.max(axis=axis, keepdims=True)
+    return _give(shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True)), out, x)
+
+
+# --- movement --------------------------------------------------------------------------------
+
+
+def reshape(x: Array, shape: tuple[int, ...]) -> Array:
+    """x with another shape: a view where the strides allow it, else a copy."""
+    return x.reshape(shape)
+
+
+def permute(x: Array, axes: tuple[int, ...]) -> Array:
+    """A view of x with its axes in this order."""
+    return x.transpose(axes)
+
+
+def expand(x: Array, shape: tuple[int, ...]) -> Array:
+    """A view of x broadcast to ``shape``; not to be written to."""
+    return namespace(x).broadcast_to(x, shape)
+
+
+def getitem(x: Array, index: tuple[Any, ...]) -> Array:
+    """x[index] as a view; index holds ints, slices, None and Ellipsis alone."""
+    return x[(*index, Ellipsis)] if Ellipsis not in index else x[index]
+
+
+def getitem_backward(
+    g: Array, index: tuple[Any, ...], shape: tuple[int, ...], out: Array | None = None
+) -> Array:
+    """Zeros of ``shape`` with g at ``index``: the gradient of ``getitem``."""
+    out = _zeros(g, shape, out)
+    out[index] = g
+    return out
+
+
+def _zeros(g: Array, shape: tuple[int, ...], out: Array | None) -> Array:
+    if out is None:
+        return namespace(g).zeros(shape, g.dtype)
+    check_out(out, shape, g.dtype, g)
+    out[...] = 0
+    return out
+
+
+def cat(arrays: tuple[Array, ...], axis: int, out: Array | None = None) -> Array:
+    """The arrays joined along ``axis``; their other dimensions are equal."""
+    return _give(namespace(*arrays).concatenate(arrays, axis), out, *arrays)
+
+
+def index_select(x: Array, index: Array, axis: int, out: Array | None = None) -> Array:
+    """x's slices along ``axis`` at the int64 positions ``index`` (any shape).
+
+    The shape is x's with axis replaced by index's. Positions outside -n..n-1 raise on the CPU.
+    """
+    xp = namespace(x)
+    if xp is np:
+        _check_index("index_select", index, x.shape[axis])
+    return _give(xp.take(x, index, axis=axis), out, x, index)
+
+
+def index_select_backward(
+    g: Array, index: Array, axis: int, shape: tuple[int, ...], out: Array | None = None
+) -> Array:
+    """Zeros of ``shape`` to which g's slices are added at ``index``; repeats add up."""
+    out = _zeros(g, shape, out)
+    namespace(g).add.at(out, (slice(None),) * axis + (index,), g)
+    return out
+
+
+def gather(x: Array, index: Array, axis: int, out: Array | None = None) -> Array:
+    """x[…, index[i, j], …] along ``axis``; index has x's shape but for that axis."""
+    xp = namespace(x)
+    if xp is np:
+        _check_index("gather", index, x.shape[axis])
+    return _give(xp.take_along_axis(x, index, axis=axis), out, x, index)
+
+
+def gather_backward(
+    g: Array, index: Array, axis: int, shape: tuple[int, ...], out: Array | None = None
+) -> Array:
+    """Zeros of ``shape`` to which g is added at ``index`` along ``axis``; repeats add up."""
+    xp = namespace(g)
+    out = _zeros(g, shape, out)
+    grid = list(xp.ogrid[tuple(slice(n) for n in index.shape)])
+    grid[axis] = index
+    xp.add.at(out, tuple(grid), g)
+    return out
+
+
+def _check_index(name: str, index: Array, n: int) -> None:
+    bad = (index < -n) | (index >= n)
+    if bad.any():
+        raise ValueError(f"{name}: index {index[bad][0]} is outside an axis of {n} elements")
+
+
+# --- linear algebra --------------------------------------------------------------------------
+
+
+@_quiet
+def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
+    """The matrix product of (…, M, K) and (…, K, N) → (…, M, N); a one-dimensional operand is a
+    row (left) or a column (right), and its axis is dropped from the result."""
+    return _give(namespace(a).matmul(a, b), out, a, b)
+
+
+def check_linear(x: Array, w: Array, b: Array | None, activation: str | None) -> None:
+    """Raise unless the shapes are x (N, D), w (K, D), b (K,) and the activation is known."""
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
+        raise ValueError(
+            f"linear: expected x (N, D) and w (K, D), got x {list(x.shape)} and w {list(w.shape)}"
+        )
+    if b is not None and b.shape != (w.shape[0],):
+        raise ValueError(f"linear: expected b [{w.shape[0]}], got {list(b.shape)}")
+    if activation not in (None, "relu"):
+        raise ValueError(f"linear: activation must be None or 'relu', got {activation!r}")
+
+
+@_quiet
+def linear(
+    x: Array,
+    w: Array,
+    b: Array | None = None,
+    activation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """x wᵀ + b, then ReLU if ``activation`` is "relu". x (N, D), w (K, D), b (K,) → (N, K)."""
+    check_linear(x, w, b, activation)
+    xp = namespace(x)
+    y = xp.matmul(x, w.T)
+    if b is not None:
+        y += b
+    if activation == "relu":
+        xp.maximum(y, 0, out=y)
+    return _give(y, out, x, w, *(() if b is None else (b,)))
+
+
+@_quiet
+def linear_backward(
+    g: Array,
+    x: Array,
+    w: Array,
+    y: Array | None = None,
+    activation: str | None = None,
+    needs: tuple[bool, bool, bool] = (True, True, True),
+    out: tuple[Array | None, Array | None, Array | None] = (None, None, None),
+) -> tuple[Array | None, Array | None, Array | None]:
+    """The gradients of ``linear``: dx = g w, dw = gᵀ x, db = Σₙ g; None where not needed.
+
+    With activation "relu", g is zeroed first where y <= 0; y is the output of ``linear``.
+    """
+    check_linear(x, w, None, activation)
+    inputs = (g, x, w, y)
+    if activation == "relu":
+        g = relu_backward(g, y)
+    dx = _give(namespace(g).matmul(g, w), out[0], *inputs) if needs[0] else None
+    dw = _give(namespace(g).matmul(g.T, x), out[1], *inputs) if needs[1] else None
+    db = _give(g.sum(axis=0), out[2], *inputs) if needs[2] else None
+    return dx, dw, db
+
+
+# --- losses ----------------------------------------------------------------------------------
+# A loss gives its value and, from the same pass, its gradient with respect to the first input.
+# reduction: "mean", "sum" or "none"; for "none" the gradient is that of the sum.
+
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def check_cross_entropy(
+    logits: Array, labels: Array, weight: Array | None, label_smoothing: float, reduction: str
+) -> None:
+    """Raise on wrong shapes and options, as ``softmax_cross_entropy`` states them."""
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            "softmax_cross_entropy: expected logits (N, C) and labels (N,), "
+            f"got {list(logits.shape)} and {list(labels.shape)}"
+        )
+    if weight is not None and weight.shape != logits.shape[1:]:
+        raise ValueError(
+            f"softmax_cross_entropy: expected weight [{logits.shape[1]}], one for each class, "
+            f"got {list(weight.shape)}"
+        )
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing must be between 0 and 1, got {label_smoothing}")
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+def raise_bad_label(labels: Array, row: int, classes: int) -> None:
+    """Say which label is out of range."""
+    raise ValueError(
+        f"softmax_cross_entropy: label {int(labels[row])} at row {row} is outside "
+        f"0..{classes - 1}, the classes of logits [{len(labels)}, {classes}]; "
+        "mark rows to leave out with ignore_index"
+    )
+
+
+@_quiet
+def softmax_cross_entropy(
+    logits: Array,
+    labels: Array,
+    weight: Array | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    out: tuple[Array | None, Array | None] = (None, None),
+) -> tuple[Array, Array]:
+    """The cross-entropy of softmax(logits) with integer labels, and its gradient.
+
+    With p = softmax(logits), y the label, w the class weights, ε the smoothing, row n gives
+        lₙ = -(1-ε) w_y log p_y - ε/C Σ_c w_c log p_c
+        ∂lₙ/∂logits = ((1-ε) w_y + ε/C Σ_c w_c) p - (1-ε) w_y e_y - ε/C w
+    and 0 for a label equal to ``ignore_index``. "mean" divides by Σₙ w_y of the rows kept, as
+    PyTorch does (NaN if there is none).
+
+    logits (N, C) floating, labels (N,) int64, weight (C,) → loss () or (N,), dlogits (N, C).
+    A label outside 0..C-1 raises ValueError on the CPU and gives a NaN loss on a GPU.
+    """
+    check_cross_entropy(logits, labels, weight, label_smoothing, reduction)
+    xp = namespace(logits)
+    dtype = logits.dtype.type
+    n, c = logits.shape
+    keep = labels != ignore_index
+    bad = keep & ((labels < 0) | (labels >= c))
+    if xp is np and bad.any():
+        raise_bad_label(labels, int(bad.argmax()), c)
+    label = xp.where(keep & ~bad, labels, 0)
+    hard, smooth = dtype(1 - label_smoothing), dtype(label_smoothing / c if c else 0)
+    w = xp.ones(c, logits.dtype) if weight is None else weight
+    wy = xp.where(bad, dtype(np.nan), xp.where(keep, w[label], dtype(0))) if c else keep * hard
+    rows = xp.arange(n)
+    logp = log_softmax(logits, 1)
+    p = xp.exp(logp)
+    if n and c:
+        # where, not a product: a row that is left out may hold infinities
+        loss = xp.where(keep, -hard * wy * logp[rows, label], dtype(0))
+        dlogits = p * (hard * wy)[:, None]
+        dlogits[rows, label] -= hard * wy
+        if label_smoothing:
+            loss += xp.where(keep, -smooth * (w * logp).sum(axis=1), dtype(0))
+            dlogits += smooth * (w.sum() * p - w)
+        dlogits = xp.where(keep[:, None], dlogits, dtype(0))
+    else:
+        loss, dlogits = xp.zeros(n, logits.dtype), p
+    if reduction == "mean":
+        total = wy.sum(dtype=logits.dtype)
+        loss, dlogits = loss.sum() / total, dlogits / total
+    elif reduction == "sum":
+        loss = loss.sum()
+    return _give(loss, out[0], logits, labels), _give(dlogits, out[1], logits, labels)
+
+
+def check_mse(input: Array, target: Array, reduction: str) -> None:
+    """Raise unless the shapes are equal (no broadcasting) and the reduction is known."""
+    if input.shape != target.shape:
+        raise ValueError(
+            f"mse_loss: input {list(input.shape)} and target {list(target.shape)} must have the "
+            "same shape; reshape one of them (broadcasting here would be a silent mistake)"
+        )
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+
+
+@_quiet
+def mse_loss(
+    input: Array,
+    target: Array,
+    reduction: str = "mean",
+    out: tuple[Array | None, Array | None] = (None, None),
+) -> tuple[Array, Array]:
+    """(input - target)², and its gradient 2 (input - target), divided by n for "mean".
+
+    Shapes are equal. The loss is () or, for "none", input's shape; dinput has input's shape.
+    """
+    check_mse(input, target, reduction)
+    xp = namespace(input)
+    d = input - target
+    loss, dinput = xp.asarray(d * d), xp.asarray(2 * d)
+    if reduction == "mean":
+        n = input.dtype.type(input.size)
+        loss, dinput = loss.sum() / n, dinput / n
+    elif reduction == "sum":
+        loss = loss.sum()
+    return _give(loss, out[0], input, target), _give(dinput, out[1], input, target)
+
+
+# --- optimizers ------------------------------------------------------------------------------
+# p, g and the moments are one-dimensional, of one length and dtype; state is float64
+# [learning rate, step]. Denormals never slow a step: tiny values count as 0.
+
+
+def tiny(dtype: Any) -> float:
+    """The size below which a gradient, its square or a moment counts as 0."""
+    return 1e-290 if np.dtype(dtype) == np.float64 else 1e-30
+
+
+def _flush(x: Array) -> Array:
+    xp = namespace(x)
+    return xp.where(xp.absolute(x) < tiny(x.dtype), x.dtype.type(0), x)
+
+
+def count_step(state: Array) -> None:
+    """Advance the step count, state[1], by one: called once before the ``*_step`` it serves."""
+    state[1] += 1
+
+
+@_quiet
+def sgd_step(
+    p: Array,
+    g: Array,
+    buf: Array | None,
+    state: Array,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> None:
+    """One step of SGD, in place on p and buf (PyTorch's form of momentum).
+
+        g ← g + λp;  buf ← μ buf + (1 - dampening) g  (the first time: buf ← g)
+        p ← p - lr · (g + μ buf  if nesterov else  buf)
+
+    ``buf`` starts as zeros; it is None if momentum is 0. state: float64 [lr, step].
+    """
+    xp, dtype = namespace(p), p.dtype.type
+    lr = state[0].astype(p.dtype)
+    d = _flush(g + dtype(weight_decay) * p if weight_decay else g)
+    if momentum:
+        share = xp.where(state[1] == 1, 1.0, 1.0 - dampening).astype(p.dtype)
+        buf[...] = _flush(dtype(momentum) * buf + share * d)
+        d = d + dtype(momentum) * buf if nesterov else buf
+    p -= lr * d
+
+
+@_quiet
+def adam_step(
+    p: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    state: Array,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One step of Adam (Kingma and Ba, 2015), in place on p, m and v, in PyTorch's order.
+
+        g ← g + λp;  m ← m + (1-β₁)(g - m);  v ← β₂ v + (1-β₂) g²
+        p ← p - lr/(1-β₁ᵗ) · m / (√v / √(1-β₂ᵗ) + ε)
+
+    ``m`` and ``v`` start as zeros. state: float64 [lr, t], t counted from 1.
+    """
+    xp, dtype = namespace(p), p.dtype.type
+    lr, t = state[0], state[1]
+    step_size = (lr / (1 - beta1**t)).astype(p.dtype)
+    root_correction = xp.sqrt(1 - beta2**t).astype(p.dtype)
+    d = _flush(g + dtype(weight_decay) * p if weight_decay else g)
+    m[...] = _flush(m + dtype(1 - beta1) * (d - m))
+    v[...] = _flush(dtype(beta2) * v + dtype(1 - beta2) * _flush(d * d))
+    p -= step_size * (m / (xp.sqrt(v) / root_correction + dtype(eps)))
