@@ -1,0 +1,263 @@
+"""Train a small network on handwritten digits: python examples/mnist_mlp.py --help
+
+Learns from the digits in data/mnist10k in about ten seconds, and writes the trained weights and
+two pictures to runs/mnist.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+try:
+    from tqdm import tqdm
+
+    import tinygrad_ish as tg
+    from tinygrad_ish import datasets, nn, optim, transforms
+    from tinygrad_ish.utils.data import DataLoader, Dataset, Subset
+except ImportError as error:
+    sys.exit(
+        f"{error}: this Python does not have the project. From its folder, run\n"
+        "  python3 -m venv .venv && .venv/bin/pip install -e '.[examples]'\n"
+        f"  .venv/bin/python {' '.join(sys.argv)}"
+    )
+
+import pictures
+
+BUNDLED = Path(__file__).resolve().parent.parent / "data" / "mnist10k"
+KERNELS = ("linear", "linear_backward", "softmax_cross_entropy", "sgd_step", "adam_step")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options; --augment changes what some of them are by default."""
+    p = argparse.ArgumentParser(
+        description="Train a multi-layer perceptron on images of 28 x 28 pixels: the 10,000 "
+        "handwritten digits that come with the project, unless told otherwise."
+    )
+    add = p.add_argument
+    add("--epochs", type=positive, metavar="N", help="passes over the images (40)")
+    add("--batch-size", type=positive, default=64, metavar="N", help="images in a step (64)")
+    add("--lr", type=float, metavar="X", help="learning rate at the start (adam 0.001, sgd 0.05)")
+    add("--optimizer", choices=["adam", "sgd"], default="adam", help="sgd has momentum 0.9 (adam)")
+    add("--hidden", type=positive, nargs="*", metavar="N", help="sizes of the hidden layers (128)")
+    add("--seed", type=int, default=0, metavar="N", help="of weights, order, augmentation (0)")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cpu)")
+    add("--backend", choices=["numba", "numpy", "cupy"], help="kernels (the device's fastest)")
+    add("--augment", action="store_true", help="learn from shifted, turned and bent copies: a "
+        "better network in two minutes; --hidden is 512 then, --epochs 60")  # fmt: skip
+    add("--full", nargs="?", const="", metavar="FOLDER", help="MNIST's 60,000 images, from FOLDER "
+        "or downloaded; without either, the bundled ones")  # fmt: skip
+    add("--fashion", nargs="?", const="", metavar="FOLDER", help="pictures of clothes instead "
+        "(Fashion-MNIST), from FOLDER, Debian's dataset-fashion-mnist, or downloaded")  # fmt: skip
+    add("--out", type=Path, default=Path("runs/mnist"), metavar="FOLDER", help="where the weights "
+        "and pictures go (runs/mnist)")  # fmt: skip
+    args = p.parse_args(argv)
+    args.epochs = args.epochs or (60 if args.augment else 40)
+    args.hidden = args.hidden if args.hidden is not None else [512 if args.augment else 128]
+    args.lr = args.lr or (1e-3 if args.optimizer == "adam" else 0.05)
+    return args
+
+
+def positive(text: str) -> int:
+    """An int of 1 or more, for argparse."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return int(text)
+
+
+# --- data --------------------------------------------------------------------------------------
+
+
+def load(args: argparse.Namespace) -> tuple[str, Dataset, Dataset, Dataset]:
+    """The name of the test set; images to learn from, to validate on, and to test on.
+
+    Every tenth training image is held out for validation. The test images are looked at once,
+    after training.
+    """
+    augment = transforms.Compose([transforms.ToTensor(), *AUGMENT]) if args.augment else None
+    name, source, root = "10k subset", datasets.MNIST, BUNDLED
+    if args.fashion is not None:
+        name, source, root = "Fashion-MNIST", datasets.FashionMNIST, args.fashion or None
+    elif args.full is not None:
+        try:
+            datasets.MNIST(args.full or None, train=False, download=True)
+            name, root = "MNIST", args.full or None
+        except datasets.DataError as error:
+            print(f"--full: {error}\nGoing on with the bundled digits.\n", file=sys.stderr)
+    download = root is not BUNDLED
+    learn = source(root, train=True, download=download, transform=augment)
+    plain = source(root, train=True, download=download)
+    held_out = range(9, len(plain), 10)
+    kept = [i for i in range(len(plain)) if i % 10 != 9]
+    test = source(root, train=False, download=download)
+    return name, Subset(learn, kept), Subset(plain, list(held_out)), test
+
+
+AUGMENT = [
+    transforms.RandomAffine(degrees=15, translate=(0.1, 0.1), scale=(0.85, 1.15), shear=10),
+]
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+def build(hidden: list[int]) -> nn.Sequential:
+    """784 pixels, hidden layers with ReLU, 10 classes."""
+    sizes = [784, *hidden]
+    layers: list[nn.Module] = [nn.Flatten()]
+    for size, following in zip(sizes, sizes[1:], strict=False):
+        layers += [nn.Linear(size, following), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], 10))
+
+
+def compile_kernels() -> None:
+    """Compile what is not in the disk cache yet, with a bar; silent and quick after that."""
+    bar = None
+
+    def show(done: int, total: int, name: str) -> None:
+        nonlocal bar
+        bar = bar or tqdm(total=total, desc="compiling kernels (once)", unit="kernel")
+        bar.update(done - bar.n)
+        bar.set_postfix_str(name)
+
+    tg.get_default_backend().warmup(KERNELS, progress=show)
+    if bar is not None:
+        bar.close()
+
+
+def train_epoch(
+    model: nn.Module, optimizer: optim.Optimizer, loader: DataLoader, title: str
+) -> tuple[float, float]:
+    """One pass over the training images, with a bar; mean loss and accuracy."""
+    device, criterion = tg.get_default_backend(), nn.CrossEntropyLoss()
+    total, right, seen = 0.0, 0, 0
+    bar = tqdm(
+        total=len(loader.dataset),
+        desc=title,
+        unit=" samples",
+        unit_scale=True,
+        mininterval=0.1 if sys.stderr.isatty() else math.inf,  # in a log: one line an epoch
+    )
+    with bar:
+        for x, y in loader:
+            x, y = x.to(device), y.to(device)
+            scores = model(x)
+            loss = criterion(scores, y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(y)
+            right += (scores.argmax(1) == y).sum().item()
+            seen += len(y)
+            if bar.update(len(y)):
+                bar.set_postfix_str(f"loss {total / seen:.3f}, accuracy {right / seen:.1%}", False)
+        bar.set_postfix_str(f"loss {total / seen:.3f}, accuracy {right / seen:.1%}")
+    if not math.isfinite(total):
+        sys.exit("The loss is no longer a number; try a smaller --lr.")
+    return total / seen, right / seen
+
+
+@tg.no_grad()
+def evaluate(model: nn.Module, dataset: Dataset) -> tuple[float, float, tg.Tensor, tg.Tensor]:
+    """Mean loss and accuracy on a dataset, the probabilities (N, 10), and the labels (N,)."""
+    device = tg.get_default_backend()
+    batches = [(model(x.to(device)), y) for x, y in DataLoader(dataset, batch_size=1000)]
+    scores = tg.cat([s for s, _ in batches])
+    labels = tg.cat([y for _, y in batches])
+    loss = nn.functional.cross_entropy(scores, labels.to(device)).item()
+    probabilities = scores.softmax(1).cpu()
+    accuracy = (probabilities.argmax(1) == labels).float().mean().item()
+    return loss, accuracy, probabilities, labels
+
+
+def train(
+    args: argparse.Namespace, model: nn.Module, learn: Dataset, validation: Dataset
+) -> dict[str, list[float]]:
+    """Train for the epochs asked for, or until Ctrl-C; the curves."""
+    if args.optimizer == "adam":
+        optimizer: optim.Optimizer = optim.Adam(model.named_parameters(), lr=args.lr)
+    else:
+        optimizer = optim.SGD(model.named_parameters(), lr=args.lr, momentum=0.9)
+    loader = DataLoader(learn, args.batch_size, shuffle=True)
+    curves: dict[str, list[float]] = {
+        "training loss": [], "validation loss": [],
+        "training accuracy": [], "validation accuracy": [],
+    }  # fmt: skip
+    try:
+        for epoch in range(args.epochs):
+            # half a cosine, from lr down to 0 (Loshchilov and Hutter, 2017)
+            lr = args.lr * 0.5 * (1 + math.cos(math.pi * epoch / args.epochs))
+            optimizer.param_groups[0]["lr"] = lr
+            title = f"epoch {epoch + 1:2}/{args.epochs}"
+            found = train_epoch(model, optimizer, loader, title)
+            found += evaluate(model, validation)[:2]
+            for name, value in zip(curves, (found[0], found[2], found[1], found[3]), strict=True):
+                curves[name].append(value)
+    except KeyboardInterrupt:
+        print(f"\nStopped in epoch {epoch + 1}; keeping the weights so far.")
+    return curves
+
+
+# --- the whole job -----------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Load, train, test, write."""
+    args = parse()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / ".writable").touch()
+        (args.out / ".writable").unlink()
+        tg.set_default_device(args.backend or args.device)
+        tg.manual_seed(args.seed)
+        name, learn, validation, test = load(args)
+    except (ValueError, OSError) as error:
+        sys.exit(f"mnist_mlp: {error}")
+    compile_kernels()
+    model = build(args.hidden)
+    sizes = "-".join(map(str, [784, *args.hidden, 10]))
+    print(
+        f"{sizes} network, {len(learn)} images to learn from, {len(validation)} to validate on, "
+        f"{len(test)} to test on ({name}); {tg.get_default_backend().name} kernels"
+    )
+    started = time.perf_counter()
+    curves = train(args, model, learn, validation)
+    seconds = time.perf_counter() - started
+    _, accuracy, probabilities, labels = evaluate(model, test)
+    right = (probabilities.argmax(1) == labels).sum().item()
+    weights = args.out / "digits.msgpack"
+    metadata = {"model": sizes, "data": name, "test accuracy": accuracy, "seed": args.seed}
+    tg.save(model.state_dict(), weights, metadata)
+    names = [c.split(" - ")[0] for c in test.classes]
+    print(f"\n{confusion(probabilities, labels, names)}\n")
+    print(f"test accuracy ({name}): {accuracy:.2%}, {right} of {len(test)}; ", end="")
+    print(f"training took {seconds:.1f} s")
+    print(f"wrote {weights}{pictures.write(args.out, curves, test, probabilities)}")
+    print(f"next: {_python()} -m tinygrad_ish inspect {weights}")
+
+
+def _python() -> str:
+    """This Python, as one would type it here."""
+    here = Path.cwd()
+    python = Path(sys.executable)
+    return str(python.relative_to(here) if python.is_relative_to(here) else python)
+
+
+def confusion(probabilities: tg.Tensor, labels: tg.Tensor, names: list[str]) -> str:
+    """How often each class (row) was taken for which (column)."""
+    width = max(len(name) for name in names) + 2
+    table = [[0] * 10 for _ in range(10)]
+    for truth, guess in zip(labels.tolist(), probabilities.argmax(1).tolist(), strict=True):
+        table[truth][guess] += 1
+    lines = ["confusion (row: what it is, column: what it was taken for)"]
+    lines.append(" " * width + "".join(f"{c:5}" for c in range(10)))
+    for name, row in zip(names, table, strict=True):
+        lines.append(f"{name:>{width}}" + "".join(f"{n or '.':>5}" for n in row))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Settings that every test shares, and the promise that CI compares with PyTorch."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator
+from typing import Any
+
+import hypothesis
+import pytest
+
+import tinygrad_ish as tg
+
+REQUIRE_TORCH = "TINYGRAD_ISH_REQUIRE_TORCH"
+
+# A first call compiles, which no per-example deadline should time.
+hypothesis.settings.register_profile("project", deadline=None)
+hypothesis.settings.load_profile("project")
+
+
+def pytest_sessionstart() -> None:
+    if not os.environ.get(REQUIRE_TORCH):
+        return
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise pytest.UsageError(
+            f"{REQUIRE_TORCH} is set, so every comparison with PyTorch must run, and torch cannot "
+            f"be imported: {error}. Install it: pip install -e '.[parity]'"
+        ) from error
+
+
+def _refuse_torch_skip(report: Any) -> None:
+    """Turn a skip for want of PyTorch into a failure where PyTorch is required."""
+    if not (os.environ.get(REQUIRE_TORCH) and report.skipped) or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    if "torch" in reason.lower():
+        report.outcome = "failed"
+        report.longrepr = f"{report.nodeid}: {REQUIRE_TORCH} is set and this was skipped: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+    report = yield
+    _refuse_torch_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, Any, Any]:
+    report = yield
+    _refuse_torch_skip(report)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _fresh_defaults() -> Generator[None, None, None]:
+    """Each test starts from the default device and the same seed."""
+    tg.set_default_device("cpu")
+    tg.manual_seed(0)
+    yield
+    tg.set_default_device("cpu")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many op × dtype × case comparisons ran on each backend."""
+    for module in list(sys.modules.values()):
+        ran = getattr(module, "RAN", None)
+        if ran and module.__name__.startswith("tests."):
+            counts = ", ".join(f"{n} on {what}" for what, n in sorted(ran.items()))
+            terminalreporter.write_line(f"{module.__name__}: {counts}")

@@ -1,0 +1,80 @@
+"""The dtypes there are, and PyTorch's rules of promotion.
+
+A dtype is a ``numpy.dtype``: ``x.dtype == tg.float32`` and ``x.dtype == "float32"`` both hold.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+bool_ = np.dtype(np.bool_)
+uint8, int8, int16, int32, int64 = (
+    np.dtype(name) for name in ("uint8", "int8", "int16", "int32", "int64")
+)
+float16, float32, float64 = (np.dtype(name) for name in ("float16", "float32", "float64"))
+
+SUPPORTED = (bool_, uint8, int8, int16, int32, int64, float16, float32, float64)
+DEFAULT_FLOAT = float32
+
+_RANK = {"b": 0, "u": 1, "i": 1, "f": 2}
+_SCALARS = ((bool, bool_), (int, int64), (float, DEFAULT_FLOAT))
+
+
+def as_dtype(dtype: Any) -> np.dtype:
+    """``dtype`` (a dtype, its name, or bool, int, float) as one of those supported.
+
+    Raises TypeError for any other, complex and unsigned ones among them.
+    """
+    try:
+        found = DEFAULT_FLOAT if dtype is float else np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in SUPPORTED or found is None:
+        names = ", ".join(d.name for d in SUPPORTED)
+        raise TypeError(f"dtype: expected one of {names}; got {dtype!r}; cast the data first")
+    return found
+
+
+def is_float(dtype: np.dtype) -> bool:
+    """Whether numbers of this dtype can have gradients."""
+    return dtype.kind == "f"
+
+
+def promote(a: np.dtype, b: np.dtype) -> np.dtype:
+    """The dtype that two arrays of one standing meet in: a float wins over any integer."""
+    if a == b:
+        return a
+    if is_float(a) != is_float(b):
+        return a if is_float(a) else b
+    return np.promote_types(a, b)
+
+
+def result_type(*operands: Any) -> np.dtype:
+    """The dtype of an operation on these tensors and Python numbers, by PyTorch's rules.
+
+    Kinds are ordered bool < integer < float. A tensor with dimensions outweighs a
+    zero-dimensional one, and that a Python number, unless the lighter one is of a higher kind:
+    float32[3] + float64[] is float32, int64[3] + 1.5 is float32.
+    """
+    weights: list[np.dtype | None] = [None, None, None]  # numbers, zero-dimensional, the others
+    for x in operands:
+        place, dtype = (0, _scalar_dtype(x)) if not hasattr(x, "ndim") else (1 + (x.ndim > 0), x.dtype)
+        held = weights[place]
+        weights[place] = dtype if held is None else promote(held, dtype)
+    result = None
+    for dtype in reversed(weights):
+        if dtype is None:
+            continue
+        if result is None or _RANK[dtype.kind] > _RANK[result.kind]:
+            result = dtype
+    assert result is not None
+    return result
+
+
+def _scalar_dtype(x: Any) -> np.dtype:
+    for kind, dtype in _SCALARS:
+        if isinstance(x, kind):
+            return dtype
+    raise TypeError(f"expected a tensor or a bool, int or float; got {type(x).__name__}: {x!r}")

@@ -1,0 +1,136 @@
+"""Random numbers: one generator, set by ``manual_seed``, from which every draw is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import dtypes
+from .device import resolve
+from .tensor import Tensor, _flat, _shape
+
+
+class Generator:
+    """A stream of random numbers (NumPy's Philox), which ``manual_seed`` starts anew."""
+
+    _numpy: np.random.Generator | None = None
+
+    @property
+    def numpy(self) -> np.random.Generator:
+        """The NumPy generator to draw from; seeded by the system until ``manual_seed``."""
+        if self._numpy is None:  # made late: importing numpy.random takes a while
+            self._numpy = np.random.Generator(np.random.Philox())
+        return self._numpy
+
+    def manual_seed(self, seed: int) -> Generator:
+        """Start the stream of this seed, an int of 0 or more."""
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"manual_seed: expected an int of 0 or more, got {seed!r}")
+        self._numpy = np.random.Generator(np.random.Philox(int(seed)))
+        return self
+
+    def get_state(self) -> Tensor:
+        """Where the stream stands, as 13 int64 numbers that ``set_state`` takes."""
+        s: dict[str, Any] = self.numpy.bit_generator.state  # type: ignore[assignment]
+        words = [
+            *s["state"]["counter"], *s["state"]["key"], *s["buffer"],
+            s["buffer_pos"], s["has_uint32"], s["uinteger"],
+        ]  # fmt: skip
+        return Tensor(np.array(words, dtype=np.uint64).view(np.int64), resolve("cpu"))
+
+    def set_state(self, state: Tensor) -> None:
+        """Go on from where ``get_state`` stood."""
+        if not isinstance(state, Tensor) or state.shape != (13,) or state.dtype != np.int64:
+            raise ValueError("set_state: expected the int64[13] tensor of get_state")
+        w = state.cpu().numpy().copy().view(np.uint64)
+        self.numpy.bit_generator.state = {
+            "bit_generator": "Philox",
+            "state": {"counter": w[:4], "key": w[4:6]},
+            "buffer": w[6:10],
+            "buffer_pos": int(w[10]),
+            "has_uint32": int(w[11]),
+            "uinteger": int(w[12]),
+        }
+
+
+default_generator = Generator()
+
+
+def manual_seed(seed: int) -> Generator:
+    """Seed every draw from here on: initial weights, shuffling, augmentation, dropout."""
+    return default_generator.manual_seed(seed)
+
+
+def get_rng_state() -> Tensor:
+    """Where the default generator stands."""
+    return default_generator.get_state()
+
+
+def set_rng_state(state: Tensor) -> None:
+    """Put the default generator where ``get_rng_state`` stood."""
+    default_generator.set_state(state)
+
+
+def _draw(values: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
+    backend = resolve(device)
+    array = np.asarray(values).astype(dtypes.as_dtype(dtype), copy=False)
+    return Tensor(backend.asarray(array), backend).requires_grad_(requires_grad)
+
+
+def rand(
+    *size: Any,
+    dtype: Any = dtypes.DEFAULT_FLOAT,
+    device: Any = None,
+    requires_grad: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Random numbers, uniform in [0, 1)."""
+    rng = (generator or default_generator).numpy
+    return _draw(rng.random(_shape(_flat(size))), dtype, device, requires_grad)
+
+
+def randn(
+    *size: Any,
+    dtype: Any = dtypes.DEFAULT_FLOAT,
+    device: Any = None,
+    requires_grad: bool = False,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Random numbers of the standard normal distribution."""
+    rng = (generator or default_generator).numpy
+    return _draw(rng.standard_normal(_shape(_flat(size))), dtype, device, requires_grad)
+
+
+def randint(
+    low: int,
+    high: int | None = None,
+    size: Any = (),
+    *,
+    dtype: Any = dtypes.int64,
+    device: Any = None,
+    generator: Generator | None = None,
+) -> Tensor:
+    """Random integers from low to high - 1; one number is ``high``."""
+    if high is None or isinstance(high, (tuple, list)):
+        low, high, size = 0, low, size if high is None else high
+    if high <= low:
+        raise ValueError(f"randint: expected low < high, got {low} and {high}")
+    rng = (generator or default_generator).numpy
+    return _draw(rng.integers(low, high, _shape(size)), dtype, device, False)
+
+
+def randperm(n: int, *, device: Any = None, generator: Generator | None = None) -> Tensor:
+    """0 … n-1 in random order, int64."""
+    rng = (generator or default_generator).numpy
+    return _draw(rng.permutation(n), dtypes.int64, device, False)
+
+
+def rand_like(input: Tensor) -> Tensor:
+    """``rand`` with the shape, dtype and device of a tensor."""
+    return rand(input.shape, dtype=input.dtype, device=input.backend)
+
+
+def randn_like(input: Tensor) -> Tensor:
+    """``randn`` with the shape, dtype and device of a tensor."""
+    return randn(input.shape, dtype=input.dtype, device=input.backend)

@@ -1,0 +1,1 @@
+"""Helpers around training, under PyTorch's names: ``tinygrad_ish.utils.data``."""
