@@ -640,7 +640,6 @@ def softmax_cross_entropy(
         if label_smoothing:
             loss += xp.where(keep, -smooth * (w * logp).sum(axis=1), dtype(0))
             dlogits += smooth * (w.sum() * p - w)
-        dlogits = xp.where(keep[:, None], dlogits, dtype(0))
     else:
         loss, dlogits = xp.zeros(n, logits.dtype), p
     if reduction == "mean":
@@ -648,6 +647,7 @@ def softmax_cross_entropy(
         loss, dlogits = loss.sum() / total, dlogits / total
     elif reduction == "sum":
         loss = loss.sum()
+    dlogits = xp.where(keep[:, None], dlogits, dtype(0))
     return _give(loss, out[0], logits, labels), _give(dlogits, out[1], logits, labels)
 
 

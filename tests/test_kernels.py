@@ -330,6 +330,47 @@ def test_denormals_do_not_survive_a_step(backend: str, dtype: str) -> None:
     assert not k.to_numpy(buf).any()
 
 
+ADVERSARIAL = {  # rounding shows in every digit of such sums
+    "random": lambda rng, shape: rng.normal(size=shape),
+    "cancelling": lambda rng, shape: rng.choice([1e8, -1e8, 1.0, 1e-8], shape),
+    "growing": lambda rng, shape: rng.normal(size=shape) * 10.0 ** rng.integers(-12, 12, shape),
+}
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("data", ADVERSARIAL.values(), ids=ADVERSARIAL)
+def test_a_row_does_not_depend_on_its_neighbours(data: Any, dtype: str) -> None:
+    """On the Numba backend: not a bit of it, for batches of 1 to 300."""
+    k, rng = get_backend("numba"), np.random.default_rng(0)
+    x, w, b = (data(rng, s).astype(dtype) for s in ((300, 131), (77, 131), (77,)))
+    together = k.linear(x, w, b, "relu")
+    for n in range(1, 301):
+        at = (17 * n) % (301 - n)
+        alone = k.linear(x[at : at + n], w, b, "relu")
+        assert alone.tobytes() == together[at : at + n].tobytes(), f"batch of {n}"
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("data", ADVERSARIAL.values(), ids=ADVERSARIAL)
+def test_the_number_of_threads_changes_nothing(data: Any, dtype: str) -> None:
+    """On the Numba backend: products above the size where threads start, and Adam's step."""
+    import numba
+
+    k, rng = get_backend("numba"), np.random.default_rng(0)
+    x, w, g = (data(rng, s).astype(dtype) for s in ((130, 401), (77, 401), (130, 77)))
+    assert 2 * x.size * len(w) > 1_000_000
+    found = []
+    for threads in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+        numba.set_num_threads(threads)
+        p, m, v = w.ravel().copy(), np.zeros(w.size, dtype), np.zeros(w.size, dtype)
+        dx, dw, db = k.linear_backward(g, x, w)
+        k.adam_step(p, dw.ravel(), m, v, np.array([1e-3, 1.0]), 0.9, 0.999, 1e-8, 0.0)
+        found.append([r.tobytes() for r in (k.linear(x, w), dx, dw, db, p, m, v)])
+    if len(found) == 1:
+        pytest.skip("this machine has one core")
+    assert all(f == found[0] for f in found)
+
+
 @pytest.mark.parametrize("name", ["nope", "cuda", "NUMBA"])
 def test_an_unknown_backend_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="expected one of numpy, numba, cupy"):

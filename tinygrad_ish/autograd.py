@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import numpy as np
+
 from .kernels import Backend, BackendError
 
 Array = Any
@@ -37,35 +39,47 @@ def is_grad_enabled() -> bool:
     return _mode.grad
 
 
+class set_grad_enabled(contextlib.ContextDecorator):
+    """Build a graph, or do not: from here on, or inside this context or decorated function."""
+
+    def __init__(self, mode: bool) -> None:
+        self.mode = bool(mode)
+        self.before, _mode.grad = _mode.grad, self.mode
+
+    def __call__(self, function: Any) -> Any:
+        _mode.grad = self.before
+        return super().__call__(function)
+
+    def __enter__(self) -> None:
+        _mode.grad = self.mode
+
+    def __exit__(self, *exception: object) -> None:
+        _mode.grad = self.before
+
+    def _recreate_cm(self) -> set_grad_enabled:  # for each call of a decorated function
+        return set_grad_enabled(self.mode)
+
+
 @contextlib.contextmanager
-def set_grad_enabled(mode: bool) -> Iterator[None]:
-    """Build a graph inside this context, or do not. Also a decorator."""
-    before, _mode.grad = _mode.grad, mode
-    try:
-        yield
-    finally:
-        _mode.grad = before
-
-
-def no_grad() -> contextlib.AbstractContextManager[None]:
+def no_grad() -> Iterator[None]:
     """Build no graph inside this context. Also a decorator."""
-    return set_grad_enabled(False)
+    with set_grad_enabled(False):
+        yield
 
 
-def enable_grad() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def enable_grad() -> Iterator[None]:
     """Build a graph inside this context, within a no_grad. Also a decorator."""
-    return set_grad_enabled(True)
+    with set_grad_enabled(True):
+        yield
 
 
 class Version:
     """How often the memory of a tensor and its views was written, and by what."""
 
-    __slots__ = ("count", "rebased", "writer")
-
-    def __init__(self) -> None:
-        self.count = 0  # writes
-        self.rebased = 0  # those among them that are part of a graph
-        self.writer = ""
+    count = 0  # writes
+    rebased = 0  # those among them that are part of a graph
+    writer = ""
 
     def bump(self, writer: str) -> None:
         """Count a write."""
@@ -79,7 +93,7 @@ class Function:
     A subclass defines ``forward(ctx, *arrays, **constants)``, which gives the result, and
     ``backward(ctx, g)``, which gives a gradient for each positional argument (None where
     ``ctx.needs`` is False): g itself, or an array made for that argument. What backward needs is
-    kept by ``ctx.save``; the inputs' shapes stand in ``ctx.shapes``.
+    kept by ``ctx.save``; the arguments' shapes stand in ``ctx.shapes``.
     """
 
     view: ClassVar[bool] = False  # the result shares the memory of the first argument
@@ -89,8 +103,8 @@ class Function:
     shapes: tuple[tuple[int, ...] | None, ...]
     dtypes: tuple[Any, ...]
     edges: tuple[Function | _tensor.Tensor | None, ...]
-    saved: tuple[Array, ...] | None
-    versions: tuple[tuple[str, Version, int], ...]
+    saved: tuple[Array, ...] | None = ()
+    versions: list[tuple[int, Version, int]]  # of the arguments, and of the result, that are saved
 
     def forward(ctx, *args: Any, **constants: Any) -> Array:
         raise TypeError(f"{type(ctx).__name__} defines no forward")
@@ -105,52 +119,65 @@ class Function:
         Raises BackendError if the tensors are of different devices or backends.
         """
         Tensor = _tensor.Tensor
-        ctx = cls()
-        tensors = [a for a in args if isinstance(a, Tensor)]
-        if not tensors:
+        grad = _mode.grad
+        k, arrays, needs = None, [], []
+        for a in args:
+            if not isinstance(a, Tensor):
+                arrays.append(a)
+                needs.append(False)
+                continue
+            k = k or a.backend
+            if a.backend is not k:
+                refuse_mixed(cls.__name__.lower(), k, a.backend)
+            if grad and a._rebased is not None:
+                a._refuse_stale()
+            arrays.append(a._array)
+            needs.append(grad and a._requires_grad)
+        if k is None:
             kinds = ", ".join(type(a).__name__ for a in args)
             raise TypeError(
                 f"{cls.__name__.lower()}: expected a Tensor, got {kinds}; make one with "
                 "tinygrad_ish.tensor(...)"
             )
-        ctx.k = k = tensors[0].backend
-        for t in tensors:
-            if t.backend is not k:
-                raise BackendError(
-                    f"{cls.__name__.lower()}: the tensors are on different devices: {k!r} and "
-                    f"{t.backend!r}; move one with .to(...)"
-                )
-        grad = _mode.grad
-        ctx.needs = tuple([grad and isinstance(a, Tensor) and a.requires_grad for a in args])
-        ctx.saved = ()
-        arrays = [a._array if isinstance(a, Tensor) else a for a in args]
-        ctx.shapes = tuple([getattr(a, "shape", None) for a in arrays])
+        ctx = cls()
+        ctx.k, ctx.needs = k, tuple(needs)
         out = Tensor(ctx.forward(*arrays, **constants), k)
-        if cls.view and k.xp.may_share_memory(out._array, tensors[0]._array):
-            out._share_version(tensors[0])
-        if True in ctx.needs:
-            ctx._join_graph(args, out)
+        if cls.view and k.xp.may_share_memory(out._array, arrays[0]):
+            out._share_memory(args[0])
+        if True in needs and out._array.dtype.kind == "f":
+            ctx._join_graph(args, arrays, out)
         return out
 
-    def _join_graph(ctx, args: tuple[Any, ...], out: _tensor.Tensor) -> None:
-        Tensor = _tensor.Tensor
-        ctx.edges = tuple([a._edge() if n else None for a, n in zip(args, ctx.needs, strict=True)])
-        ctx.dtypes = tuple([a.dtype if isinstance(a, Tensor) else None for a in args])
-        out.requires_grad = True
+    def _join_graph(ctx, args: tuple[Any, ...], arrays: list[Any], out: _tensor.Tensor) -> None:
+        out._requires_grad = True
         out._node = ctx
+        ctx.edges = tuple([a._node or a if n else None for a, n in zip(args, ctx.needs)])
+        ctx.shapes = tuple([getattr(a, "shape", None) for a in arrays])
+        ctx.dtypes = tuple([getattr(a, "dtype", None) for a in arrays])
         assert ctx.saved is not None
-        ctx.versions = tuple(
-            [
-                (what, t._version, t._version.count)
-                for what, t in (*((f"input {i}", a) for i, a in enumerate(args)), ("output", out))
-                if isinstance(t, Tensor) and any(t._array is s for s in ctx.saved)
-            ]
-        )
+        saved = [id(s) for s in ctx.saved]
+        ctx.versions = [
+            (i, t._version, t._version.count)
+            for i, t in enumerate((*args, out))
+            if isinstance(t, _tensor.Tensor) and id(t._array) in saved
+        ]
 
     def save(ctx, *arrays: Array) -> None:
         """Keep arrays for ``backward``, if there will be one."""
         if True in ctx.needs:
             ctx.saved = arrays
+
+    def save_before_write(ctx, x: _tensor.Tensor) -> None:
+        """Keep what was saved of x's memory as a copy: the result will be written there."""
+        assert ctx.saved is not None
+        shared = ctx.k.xp.may_share_memory
+        ctx.saved = tuple(
+            [
+                ctx.k.copy(s) if hasattr(s, "shape") and shared(s, x._array) else s
+                for s in ctx.saved
+            ]
+        )
+        ctx.versions = [v for v in ctx.versions if v[1] is not x._version]
 
     def unbroadcast(ctx, g: Array, i: int) -> Array:
         """g summed to the shape of argument i: the gradient of an operand that broadcast."""
@@ -162,15 +189,16 @@ class Function:
         """The op's name, for messages."""
         return type(ctx).__name__
 
-    def _gradients(ctx, g: Array, retain_graph: bool) -> tuple[Any, ...]:
+    def _gradients(ctx, g: Array) -> tuple[Any, ...]:
         """Run ``backward``, and check what it gives: count, shapes and dtypes."""
         if ctx.saved is None:
             raise GradientError(
                 f"{ctx.name}: this part of the graph was freed by an earlier backward; compute "
                 "the forward again, or call that backward with retain_graph=True"
             )
-        for what, version, count in ctx.versions:
+        for i, version, count in ctx.versions:
             if version.count != count:
+                what = f"input {i}" if i < len(ctx.needs) else "output"
                 raise InPlaceError(
                     f"{ctx.name} needs its {what} for the gradient, but {version.writer} "
                     "overwrote it after the forward; use the form that is not in place "
@@ -183,21 +211,26 @@ class Function:
                 f"{ctx.name}.backward: expected {len(ctx.needs)} gradients, one for each argument "
                 f"of forward, got {len(grads)}"
             )
-        for i, need in enumerate(ctx.needs):
-            if need:
-                ctx._check(grads[i], i)
-        if not retain_graph:
-            ctx.saved = None
-        return grads
+        return tuple([ctx._checked(d, i) if ctx.needs[i] else None for i, d in enumerate(grads)])
 
-    def _check(ctx, grad: Array, i: int) -> None:
-        shape, dtype = getattr(grad, "shape", None), getattr(grad, "dtype", None)
-        if shape != ctx.shapes[i] or dtype != ctx.dtypes[i]:
-            got = "None" if shape is None else f"{dtype}{list(shape)}"
+    def _checked(ctx, grad: Any, i: int) -> Array:
+        if isinstance(grad, np.generic):  # what NumPy makes of a zero-dimensional array
+            grad = ctx.k.asarray(grad)
+        known = isinstance(grad, ctx.k.xp.ndarray)
+        if not known or grad.shape != ctx.shapes[i] or grad.dtype != ctx.dtypes[i]:
+            got = f"{grad.dtype}{list(grad.shape)}" if known else f"a {type(grad).__name__}"
             raise GradientError(
-                f"{ctx.name}.backward: the gradient of argument {i} must be "
+                f"{ctx.name}.backward: the gradient of argument {i} must be an array "
                 f"{ctx.dtypes[i]}{list(ctx.shapes[i] or ())} like the argument, got {got}"
             )
+        return grad
+
+
+def refuse_mixed(name: str, a: Backend, b: Backend) -> None:
+    """Say that an operation got tensors of two backends."""
+    raise BackendError(
+        f"{name}: the tensors are on different devices: {a!r} and {b!r}; move one with .to(...)"
+    )
 
 
 def backward(root: _tensor.Tensor, g: Array, retain_graph: bool = False) -> None:
@@ -206,24 +239,25 @@ def backward(root: _tensor.Tensor, g: Array, retain_graph: bool = False) -> None
     Each node runs once, after all nodes that use its result, and is then freed unless
     ``retain_graph``. Nothing recurses, so a graph may be of any depth.
     """
-    edge = root._edge()
-    if not isinstance(edge, Function):
-        edge._accumulate(root.backend.copy(g))
+    if root._node is None:
+        root._accumulate(root.backend.copy(g))
         return
-    grads: dict[Function, Array] = {edge: g}
-    order = _topological(edge)
+    grads: dict[Function, Array] = {root._node: g}
+    order = _topological(root._node)
     while order:
         node = order.pop()
         g = grads.pop(node)
-        arrived = node._gradients(g, retain_graph)
+        arrived = node._gradients(g)
+        held = (g, *arrived, *(node.saved or ()))
         for target, d in zip(node.edges, arrived, strict=True):
             if isinstance(target, Function):
                 grads[target] = node.k.add(grads[target], d) if target in grads else d
             elif target is not None:
                 # A leaf keeps its gradient: memory that others may hold is copied.
-                target._accumulate(d if d is not g and d.base is None else node.k.copy(d))
+                own = d.base is None and sum([d is h for h in held]) == 1
+                target._accumulate(d if own else node.k.copy(d))
         if not retain_graph:
-            node.edges = ()
+            node.saved, node.edges = None, ()
 
 
 def _topological(root: Function) -> list[Function]:

@@ -18,7 +18,7 @@ float16, float32, float64 = (np.dtype(name) for name in ("float16", "float32", "
 SUPPORTED = (bool_, uint8, int8, int16, int32, int64, float16, float32, float64)
 DEFAULT_FLOAT = float32
 
-_RANK = {"b": 0, "u": 1, "i": 1, "f": 2}
+_RANKS = {"b": 0, "u": 1, "i": 1, "f": 2}
 _SCALARS = ((bool, bool_), (int, int64), (float, DEFAULT_FLOAT))
 
 
@@ -35,6 +35,11 @@ def as_dtype(dtype: Any) -> np.dtype:
         names = ", ".join(d.name for d in SUPPORTED)
         raise TypeError(f"dtype: expected one of {names}; got {dtype!r}; cast the data first")
     return found
+
+
+def rank(dtype: np.dtype) -> int:
+    """The place of its kind in bool < integer < float."""
+    return _RANKS[dtype.kind]
 
 
 def is_float(dtype: np.dtype) -> bool:
@@ -67,7 +72,7 @@ def result_type(*operands: Any) -> np.dtype:
     for dtype in reversed(weights):
         if dtype is None:
             continue
-        if result is None or _RANK[dtype.kind] > _RANK[result.kind]:
+        if result is None or rank(dtype) > rank(result):
             result = dtype
     assert result is not None
     return result

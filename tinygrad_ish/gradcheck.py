@@ -26,17 +26,20 @@ def gradcheck(
     random numbers and summed to s; for every element x of each float64 input that requires a
     gradient, ds/dx is compared with (s(x + eps) - s(x - eps)) / 2 eps.
 
-    Raises GradientError naming the input and its worst element, TypeError if no input is float64
-    and requires a gradient. Stay away from kinks, where differences mean nothing.
+    Raises GradientError naming the input and its worst element, TypeError if no input is a
+    float64 leaf that requires a gradient. Stay away from kinks, where differences mean nothing.
     """
     given = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     checked = [
         (i, x)
         for i, x in enumerate(given)
-        if isinstance(x, Tensor) and x.requires_grad and x.dtype == dtypes.float64
+        if isinstance(x, Tensor) and x.requires_grad and x.is_leaf and x.dtype == dtypes.float64
     ]
     if not checked:
-        raise TypeError("gradcheck: no input is float64 and requires a gradient")
+        raise TypeError(
+            "gradcheck: no input is a float64 leaf that requires a gradient; make one with "
+            "tinygrad_ish.tensor(data, dtype=tinygrad_ish.float64, requires_grad=True)"
+        )
     analytic = _analytic(func, given, [x for _, x in checked])
     for (i, x), got in zip(checked, analytic, strict=True):
         expected = _numeric(func, given, x, eps)
@@ -49,7 +52,7 @@ def _weighted(func: Callable[..., Any], inputs: list[Any]) -> Tensor:
     rng = np.random.default_rng(0)
     outputs = func(*inputs)
     total = None
-    for y in outputs if isinstance(outputs, tuple) else (outputs,):
+    for y in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
         if not dtypes.is_float(y.dtype):
             continue
         weights = as_tensor(rng.uniform(0.5, 1.5, y.shape), y.dtype, y.backend)
@@ -81,10 +84,12 @@ def _numeric(func: Callable[..., Any], inputs: list[Any], x: Tensor, eps: float)
         for at in np.ndindex(*x.shape):
             value = x._array[at].item()
             ends = []
-            for moved in (value + eps, value - eps):
-                x._array[at] = moved
-                ends.append(_weighted(func, inputs).item())
-            x._array[at] = value
+            try:
+                for moved in (value + eps, value - eps):
+                    x._array[at] = moved
+                    ends.append(_weighted(func, inputs).item())
+            finally:
+                x._array[at] = value
             out[at] = (ends[0] - ends[1]) / (2 * eps)
     return out
 

@@ -72,6 +72,31 @@ def set_rng_state(state: Tensor) -> None:
     default_generator.set_state(state)
 
 
+def uniform(
+    low: float, high: float, shape: Any, dtype: Any, generator: Generator | None = None
+) -> np.ndarray:
+    """Random numbers of a float dtype in [low, high), as an array."""
+    kind = _float_type(dtype)
+    values = (generator or default_generator).numpy.uniform(low, high, shape)
+    # Rounding to the dtype may give high itself.
+    return np.minimum(np.asarray(values, kind), np.nextafter(kind(high), kind(low)))
+
+
+def normal(
+    mean: float, std: float, shape: Any, dtype: Any, generator: Generator | None = None
+) -> np.ndarray:
+    """Random numbers of the normal distribution, of a float dtype, as an array."""
+    kind = _float_type(dtype)
+    return np.asarray((generator or default_generator).numpy.normal(mean, std, shape), kind)
+
+
+def _float_type(dtype: Any) -> Any:
+    dtype = dtypes.as_dtype(dtype)
+    if not dtypes.is_float(dtype):
+        raise TypeError(f"random: expected a float dtype, got {dtype.name}; use randint")
+    return dtype.type
+
+
 def _draw(values: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
     backend = resolve(device)
     array = np.asarray(values).astype(dtypes.as_dtype(dtype), copy=False)
@@ -86,8 +111,8 @@ def rand(
     generator: Generator | None = None,
 ) -> Tensor:
     """Random numbers, uniform in [0, 1)."""
-    rng = (generator or default_generator).numpy
-    return _draw(rng.random(_shape(_flat(size))), dtype, device, requires_grad)
+    values = uniform(0.0, 1.0, _shape(_flat(size)), dtype, generator)
+    return _draw(values, dtype, device, requires_grad)
 
 
 def randn(
@@ -98,8 +123,8 @@ def randn(
     generator: Generator | None = None,
 ) -> Tensor:
     """Random numbers of the standard normal distribution."""
-    rng = (generator or default_generator).numpy
-    return _draw(rng.standard_normal(_shape(_flat(size))), dtype, device, requires_grad)
+    values = normal(0.0, 1.0, _shape(_flat(size)), dtype, generator)
+    return _draw(values, dtype, device, requires_grad)
 
 
 def randint(

@@ -7,9 +7,10 @@ package (``tg.exp``, ``tg.relu``, …) are these methods.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Union
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar, Union
 
 import numpy as np
 
@@ -25,6 +26,9 @@ _int, _float, _bool = int, float, bool
 Number = Union[_bool, _int, _float]
 Operand = Union["Tensor", Number, np.ndarray, np.generic]
 Dim = Union[int, "tuple[int, ...]", "list[int]", None]
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+_quiet = np.errstate(over="ignore")  # a number beyond the dtype's is infinite
 
 
 class Extreme(NamedTuple):
@@ -42,27 +46,28 @@ class Tensor:
     """
 
     __slots__ = (
-        "__weakref__", "_array", "_is_view", "_node", "_rebased", "_version", "backend", "grad",
-        "requires_grad",
+        "__weakref__", "_array", "_is_view", "_node", "_rebased", "_requires_grad", "_version",
+        "backend", "grad",
     )  # fmt: skip
     __array_priority__ = 1000  # an ndarray on the left leaves the operation to us
 
     grad: Tensor | None
-    requires_grad: _bool
 
     def __init__(self, array: Array, backend: Backend | None = None) -> None:
-        self.backend = resolve(None) if backend is None else backend
-        if not hasattr(array, "strides"):
-            raise TypeError(
-                f"Tensor: expected an array, got {type(array).__name__}; use tensor(data)"
-            )
+        self.backend = backend = backend or resolve(None)
+        if not isinstance(array, backend.xp.ndarray):
+            if not isinstance(array, np.generic):
+                raise TypeError(
+                    f"Tensor: expected an array, got {type(array).__name__}; use tensor(data)"
+                )
+            array = backend.asarray(array)
         self._array = array
         self._version = Version()
         self._is_view = False
-        self._rebased = 0
+        self._rebased: int | None = None  # of a view: version.rebased when it was made
         self._node: Function | None = None
         self.grad = None
-        self.requires_grad = False
+        self._requires_grad = False
 
     # --- what it is ------------------------------------------------------------------------
 
@@ -85,6 +90,15 @@ class Tensor:
     def ndim(self) -> _int:
         """The number of axes."""
         return self._array.ndim
+
+    @property
+    def requires_grad(self) -> _bool:
+        """Whether operations on it are recorded for ``backward``."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: _bool) -> None:
+        self.requires_grad_(value)
 
     @property
     def is_leaf(self) -> _bool:
@@ -111,7 +125,7 @@ class Tensor:
         if not isinstance(value, Tensor):
             raise TypeError(f"data: expected a Tensor, got {type(value).__name__}")
         self._array, self.backend = value._array, value.backend
-        self._version = Version()
+        self._version, self._is_view, self._rebased = Version(), False, None
 
     def dim(self) -> _int:
         """The number of axes."""
@@ -148,6 +162,8 @@ class Tensor:
     def __repr__(self) -> str:
         values = self.backend.to_numpy(self._array)
         parts = [np.array2string(values, precision=4, separator=", ", prefix="tensor(")]
+        if not values.size and self.ndim > 1:
+            parts.append(f"size={self.shape}")
         if self.dtype not in (dtypes.float32, dtypes.int64, dtypes.bool_) or not values.size:
             parts.append(f"dtype={self.dtype.name}")
         if self.device != "cpu":
@@ -181,7 +197,7 @@ class Tensor:
         return int(self.item())
 
     def __contains__(self, value: Operand) -> _bool:
-        return bool((self == value).any())
+        return bool(self.eq(value).any())
 
     __hash__ = object.__hash__
 
@@ -229,14 +245,17 @@ class Tensor:
             raise ValueError("deepcopy: only leaves can be copied; use x.detach().clone()")
         twin = type(self).__new__(type(self))
         Tensor.__init__(twin, self.backend.copy(self._array), self.backend)
-        twin.requires_grad = self.requires_grad
+        twin._requires_grad = self._requires_grad
         memo[id(self)] = twin
         if self.grad is not None:
             twin.grad = self.grad.clone()
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a Tensor is not pickled; write it with tinygrad_ish.save(obj, path)")
+        raise TypeError(
+            "a Tensor is not pickled; write it with tinygrad_ish.save(obj, path), copy it with "
+            "clone()"
+        )
 
     # --- the graph ---------------------------------------------------------------------------
 
@@ -261,6 +280,7 @@ class Tensor:
             g = self.backend.full(self.shape, 1, self.dtype)
         else:
             g = self._checked_gradient(gradient)
+        self._refuse_stale()
         autograd.backward(self, g, retain_graph)
 
     def _checked_gradient(self, gradient: Tensor) -> Array:
@@ -269,16 +289,17 @@ class Tensor:
             raise autograd.GradientError(
                 f"backward(): gradient must be a tensor of shape {list(self.shape)}, got {got}"
             )
+        if gradient.backend is not self.backend:
+            autograd.refuse_mixed("backward", self.backend, gradient.backend)
         return gradient.to(self.dtype)._array
 
-    def _edge(self) -> Function | Tensor:
-        """Where this tensor's gradient goes: to the op that made it, or into its ``.grad``."""
-        if self._is_view and self._node is not None and self._rebased != self._version.rebased:
+    def _refuse_stale(self) -> None:
+        """Raise if a recorded operation wrote to this view's memory: it is not on that graph."""
+        if self._rebased is not None and self._rebased != self._version.rebased:
             raise InPlaceError(
                 f"this view was made before {self._version.writer} changed its memory, so its "
                 "gradient would be wrong; make the view again, after that"
             )
-        return self if self._node is None else self._node
 
     def _accumulate(self, g: Array) -> None:
         """Add g, memory that nobody else holds, to ``grad``."""
@@ -291,7 +312,8 @@ class Tensor:
     def detach(self) -> Tensor:
         """The same memory, outside the graph."""
         out = Tensor(self._array, self.backend)
-        out._share_version(self)
+        out._share_memory(self)
+        out._rebased = None  # whatever is recorded there does not concern it
         return out
 
     def requires_grad_(self, requires_grad: _bool = True) -> Tensor:
@@ -300,10 +322,10 @@ class Tensor:
             raise TypeError(f"requires_grad: only floats have gradients, not {self.dtype.name}")
         if not requires_grad and self._node is not None:
             raise ValueError("requires_grad_(False): only for leaves; use x.detach()")
-        self.requires_grad = requires_grad
+        self._requires_grad = bool(requires_grad)
         return self
 
-    def _share_version(self, base: Tensor) -> None:
+    def _share_memory(self, base: Tensor) -> None:
         self._version = base._version
         self._rebased = base._version.rebased
         self._is_view = True
@@ -330,12 +352,12 @@ class Tensor:
     def _on(self, backend: Backend) -> Tensor:
         if backend is self.backend:
             return self
-        if self._node is not None and is_grad_enabled():
-            raise ValueError("to(): the graph does not cross devices; move leaves, or detach()")
-        host = self.backend.to_numpy(self._array)
-        out = Tensor(backend.asarray(host), backend)
-        out.requires_grad = self.requires_grad
-        return out
+        if self._requires_grad and is_grad_enabled():
+            raise ValueError(
+                "to(): the graph does not cross devices; make the tensor on that device, or move "
+                "x.detach()"
+            )
+        return Tensor(backend.xp.array(self.backend.to_numpy(self._array)), backend)
 
     def cpu(self) -> Tensor:
         """The tensor on the CPU."""
@@ -375,30 +397,46 @@ class Tensor:
 
     # --- elementwise -------------------------------------------------------------------------
 
-    def _pair(self, other: Operand) -> tuple[Any, Any]:
+    def _pair(self, other: Operand, name: str) -> tuple[Any, Any]:
         """self and other in the dtype that they meet in; a Python number stays one."""
         if not isinstance(other, Tensor):
-            other = self._operand(other)
-        dtype = self.dtype
+            other = self._operand(other, name)
+        a = self._array
         if not isinstance(other, Tensor):
-            if dtype.kind == "f" or isinstance(other, bool):
+            if a.dtype.kind == "f" or isinstance(other, bool):
                 return self, other
             return self.to(dtypes.result_type(self, other)), other
-        if other.dtype != dtype:
+        b = other._array
+        if a.shape != b.shape:
+            _check_broadcast(name, a.shape, b.shape)
+        if a.dtype != b.dtype:
             dtype = dtypes.result_type(self, other)
             return self.to(dtype), other.to(dtype)
         return self, other
 
-    def _operand(self, other: Operand) -> Any:
+    def _numbers(self, other: Operand, name: str, kinds: str = "iuf") -> tuple[Any, Any]:
+        """``_pair`` for what is defined on dtypes of some kinds only, not on bool."""
+        a, b = self._pair(other, name)
+        return a._of_kind(kinds, name), b
+
+    def _of_kind(self, kinds: str, name: str) -> Tensor:
+        if self.dtype.kind not in kinds:
+            raise TypeError(
+                f"{name}: not defined for {self.dtype.name}; cast first, with x.int(), x.float() "
+                "or x.bool()"
+            )
+        return self
+
+    def _operand(self, other: Operand, name: str) -> Any:
+        if isinstance(other, np.generic):  # np.float64 is a float too, but of a dtype that wins
+            other = other.item()
         if isinstance(other, (bool, int, float)):
             return other
-        if isinstance(other, np.generic):
-            return other.item()
         if isinstance(other, np.ndarray):
             return tensor(other, device=self.backend)
         raise TypeError(
-            f"expected a tensor or a number as operand, got {type(other).__name__}; make a tensor "
-            "of it with tensor(...)"
+            f"{name}: expected a tensor or a number, got {type(other).__name__}; make a tensor "
+            "of it with tinygrad_ish.tensor(...)"
         )
 
     def _float(self) -> Tensor:
@@ -409,55 +447,53 @@ class Tensor:
         """self + alpha · other."""
         if alpha != 1:
             other = other * alpha  # type: ignore[operator]
-        return elementwise.Add.apply(*self._pair(other))
+        return elementwise.Add.apply(*self._pair(other, "add"))
 
     def sub(self, other: Operand, *, alpha: Number = 1) -> Tensor:
         """self - alpha · other."""
         if alpha != 1:
             other = other * alpha  # type: ignore[operator]
-        return elementwise.Sub.apply(*self._pair(other))
+        return elementwise.Sub.apply(*self._numbers(other, "sub"))
 
     def mul(self, other: Operand) -> Tensor:
         """self · other."""
-        return elementwise.Mul.apply(*self._pair(other))
+        return elementwise.Mul.apply(*self._pair(other, "mul"))
 
     def div(self, other: Operand) -> Tensor:
         """self / other; integers give the default float."""
-        a, b = self._pair(other)
+        a, b = self._pair(other, "div")
         return elementwise.Div.apply(a._float(), b._float() if isinstance(b, Tensor) else b)
 
     def floor_divide(self, other: Operand) -> Tensor:
         """⌊self / other⌋, outside the graph."""
-        return self._plain("floor_div", *self._pair(other))
+        return self._plain("floor_div", *self._numbers(other, "floor_divide"))
 
     def remainder(self, other: Operand) -> Tensor:
         """self - other·⌊self / other⌋."""
-        return elementwise.Remainder.apply(*self._pair(other))
+        return elementwise.Remainder.apply(*self._numbers(other, "remainder"))
 
     def pow(self, exponent: Operand) -> Tensor:
         """self to the power ``exponent``."""
-        return elementwise.Pow.apply(*self._pair(exponent))
+        return elementwise.Pow.apply(*self._numbers(exponent, "pow"))
 
     def maximum(self, other: Operand) -> Tensor:
         """The larger of self and other."""
-        return elementwise.Maximum.apply(*self._pair(other))
+        return elementwise.Maximum.apply(*self._pair(other, "maximum"))
 
     def minimum(self, other: Operand) -> Tensor:
         """The smaller of self and other."""
-        return elementwise.Minimum.apply(*self._pair(other))
+        return elementwise.Minimum.apply(*self._pair(other, "minimum"))
 
     def clamp(self, min: Operand | None = None, max: Operand | None = None) -> Tensor:
         """self kept between min and max. The gradient passes inside them and at their edges."""
         if min is None and max is None:
             raise ValueError("clamp: give min, max or both")
-        low = None if min is None else self < min
-        high = None if max is None else self > max
-        out = self if low is None else where(low, min, self)
-        return out if high is None else where(high, max, out)
+        out = self if min is None else where(self < min, min, self)
+        return out if max is None else where(out > max, max, out)
 
     def neg(self) -> Tensor:
         """-self."""
-        return elementwise.Neg.apply(self)
+        return elementwise.Neg.apply(self._of_kind("iuf", "neg"))
 
     def abs(self) -> Tensor:
         """|self|."""
@@ -465,7 +501,7 @@ class Tensor:
 
     def sqrt(self) -> Tensor:
         """√self."""
-        return elementwise.Sqrt.apply(_checked(self, "sqrt")._float())
+        return elementwise.Sqrt.apply(self._float())
 
     def square(self) -> Tensor:
         """self²."""
@@ -473,23 +509,23 @@ class Tensor:
 
     def exp(self) -> Tensor:
         """e to the power self."""
-        return elementwise.Exp.apply(_checked(self, "exp")._float())
+        return elementwise.Exp.apply(self._float())
 
     def log(self) -> Tensor:
         """The natural logarithm."""
-        return elementwise.Log.apply(_checked(self, "log")._float())
+        return elementwise.Log.apply(self._float())
 
     def sigmoid(self) -> Tensor:
         """1 / (1 + e^-self)."""
-        return elementwise.Sigmoid.apply(_checked(self, "sigmoid")._float())
+        return elementwise.Sigmoid.apply(self._float())
 
     def tanh(self) -> Tensor:
         """The hyperbolic tangent."""
-        return elementwise.Tanh.apply(_checked(self, "tanh")._float())
+        return elementwise.Tanh.apply(self._float())
 
     def relu(self) -> Tensor:
         """max(self, 0), elementwise."""
-        return elementwise.ReLU.apply(self)
+        return elementwise.ReLU.apply(self._of_kind("iuf", "relu"))
 
     def clone(self) -> Tensor:
         """The same values in memory of their own, on the graph."""
@@ -500,36 +536,36 @@ class Tensor:
         return self if self.is_contiguous() else self.clone()
 
     def __add__(self, other: Operand) -> Tensor:
-        return elementwise.Add.apply(*self._pair(other))
+        return elementwise.Add.apply(*self._pair(other, "add"))
 
     def __radd__(self, other: Operand) -> Tensor:
-        return elementwise.Add.apply(*self._pair(other))
+        return elementwise.Add.apply(*self._pair(other, "add"))
 
     def __sub__(self, other: Operand) -> Tensor:
-        return elementwise.Sub.apply(*self._pair(other))
+        return elementwise.Sub.apply(*self._numbers(other, "sub"))
 
     def __rsub__(self, other: Operand) -> Tensor:
-        a, b = self._pair(other)
+        a, b = self._numbers(other, "sub")
         return elementwise.Sub.apply(b, a)
 
     def __mul__(self, other: Operand) -> Tensor:
-        return elementwise.Mul.apply(*self._pair(other))
+        return elementwise.Mul.apply(*self._pair(other, "mul"))
 
     def __rmul__(self, other: Operand) -> Tensor:
-        return elementwise.Mul.apply(*self._pair(other))
+        return elementwise.Mul.apply(*self._pair(other, "mul"))
 
     def __truediv__(self, other: Operand) -> Tensor:
         return self.div(other)
 
     def __rtruediv__(self, other: Operand) -> Tensor:
-        a, b = self._pair(other)
+        a, b = self._pair(other, "div")
         return elementwise.Div.apply(b._float() if isinstance(b, Tensor) else b, a._float())
 
     def __floordiv__(self, other: Operand) -> Tensor:
         return self.floor_divide(other)
 
     def __rfloordiv__(self, other: Operand) -> Tensor:
-        a, b = self._pair(other)
+        a, b = self._numbers(other, "floor_divide")
         return self._plain("floor_div", b, a)
 
     def __mod__(self, other: Operand) -> Tensor:
@@ -539,7 +575,7 @@ class Tensor:
         return self.pow(other)
 
     def __rpow__(self, other: Operand) -> Tensor:
-        a, b = self._pair(other)
+        a, b = self._numbers(other, "pow")
         return elementwise.Pow.apply(b, a)
 
     def __neg__(self) -> Tensor:
@@ -557,42 +593,39 @@ class Tensor:
         """A kernel's result, outside the graph."""
         for a in args:
             if isinstance(a, Tensor) and a.backend is not self.backend:
-                raise autograd.BackendError(
-                    f"{kernel}: the tensors are on different devices: {self.backend!r} and "
-                    f"{a.backend!r}; move one with .to(...)"
-                )
+                autograd.refuse_mixed(kernel, self.backend, a.backend)
         arrays = [a._array if isinstance(a, Tensor) else a for a in args]
         return Tensor(getattr(self.backend, kernel)(*arrays, **constants), self.backend)
 
     def eq(self, other: Operand) -> Tensor:
         """self == other, elementwise, as bool."""
-        return self._plain("eq", *self._pair(other))
+        return self._plain("eq", *self._pair(other, "eq"))
 
     def ne(self, other: Operand) -> Tensor:
         """self != other, elementwise, as bool."""
-        return self._plain("ne", *self._pair(other))
+        return self._plain("ne", *self._pair(other, "ne"))
 
     def lt(self, other: Operand) -> Tensor:
         """self < other, elementwise, as bool."""
-        return self._plain("lt", *self._pair(other))
+        return self._plain("lt", *self._pair(other, "lt"))
 
     def le(self, other: Operand) -> Tensor:
         """self <= other, elementwise, as bool."""
-        return self._plain("le", *self._pair(other))
+        return self._plain("le", *self._pair(other, "le"))
 
     def gt(self, other: Operand) -> Tensor:
         """self > other, elementwise, as bool."""
-        return self._plain("gt", *self._pair(other))
+        return self._plain("gt", *self._pair(other, "gt"))
 
     def ge(self, other: Operand) -> Tensor:
         """self >= other, elementwise, as bool."""
-        return self._plain("ge", *self._pair(other))
+        return self._plain("ge", *self._pair(other, "ge"))
 
     def __eq__(self, other: Any) -> Any:
-        return False if other is None or isinstance(other, str) else self.eq(other)
+        return self.eq(other) if _is_operand(other) else NotImplemented
 
     def __ne__(self, other: Any) -> Any:
-        return True if other is None or isinstance(other, str) else self.ne(other)
+        return self.ne(other) if _is_operand(other) else NotImplemented
 
     def __lt__(self, other: Operand) -> Tensor:
         return self.lt(other)
@@ -607,13 +640,15 @@ class Tensor:
         return self.ge(other)
 
     def __invert__(self) -> Tensor:
-        return self._plain("bitwise_not", self)
+        return self._plain("bitwise_not", self._of_kind("biu", "bitwise_not"))
 
     def __and__(self, other: Operand) -> Tensor:
-        return self._plain("bitwise_and", *self._pair(other))
+        return self._plain("bitwise_and", *self._numbers(other, "bitwise_and", "biu"))
 
     def __or__(self, other: Operand) -> Tensor:
-        return self._plain("bitwise_or", *self._pair(other))
+        return self._plain("bitwise_or", *self._numbers(other, "bitwise_or", "biu"))
+
+    __rand__, __ror__ = __and__, __or__
 
     def isnan(self) -> Tensor:
         """Whether each element is NaN."""
@@ -634,12 +669,12 @@ class Tensor:
         return dim % max(self.ndim, 1)
 
     def _axes(self, dim: Dim) -> tuple[_int, ...] | None:
-        if dim is None or self.ndim == 0:
+        if dim is None:
             return None
-        axes = tuple(self._axis(d) for d in ((dim,) if isinstance(dim, int) else dim))
+        axes = tuple(self._axis(d) for d in (dim if isinstance(dim, (tuple, list)) else (dim,)))
         if len(set(axes)) != len(axes):
             raise ValueError(f"dim: {dim} names an axis twice")
-        return axes or None
+        return axes if self.ndim and axes else None
 
     def sum(self, dim: Dim = None, keepdim: _bool = False, *, dtype: Any = None) -> Tensor:
         """The sum over ``dim``, over everything if None."""
@@ -746,10 +781,11 @@ class Tensor:
         return out
 
     def _solve_shape(self, shape: tuple[_int, ...]) -> tuple[_int, ...]:
+        _check_sizes("shape", shape, -1)
         known = math.prod(n for n in shape if n != -1)
         free = shape.count(-1)
         fits = self.numel() == known if not free else known > 0 and self.numel() % known == 0
-        if free > 1 or min(shape, default=0) < -1 or not fits:
+        if free > 1 or not fits:
             raise ValueError(
                 f"reshape: {list(self.shape)} has {self.numel()} elements, which do not fit "
                 f"{list(shape)}"
@@ -810,14 +846,12 @@ class Tensor:
 
     def expand(self, *sizes: Any) -> Tensor:
         """A view with axes of length 1 repeated to ``sizes`` (-1 keeps a length)."""
-        wanted = _flat(sizes)
+        wanted = _check_sizes("expand", _flat(sizes), -1)
         lead = len(wanted) - self.ndim
         shape = tuple(
             self.shape[i - lead] if n == -1 and i >= lead else n for i, n in enumerate(wanted)
         )
-        if lead < 0 or any(
-            n != have and have != 1 for n, have in zip(shape[lead:], self.shape, strict=True)
-        ):
+        if -1 in shape or not _broadcasts(self.shape, shape):
             raise ValueError(f"expand: {list(self.shape)} does not broadcast to {list(wanted)}")
         return movement.Expand.apply(self, shape=shape)
 
@@ -848,7 +882,7 @@ class Tensor:
         used = sum(p is not None and p is not Ellipsis for p in parts)
         if used > self.ndim or parts.count(Ellipsis) > 1:
             raise IndexError(
-                f"too many indices for a tensor of shape {list(self.shape)}: {_show(index)}"
+                f"too many indices for a tensor of shape {list(self.shape)}: {index!r}"
             )
         self._check_bounds(parts, used)
         return parts
@@ -874,32 +908,21 @@ class Tensor:
                 "writing at an index tensor or mask is not supported; use "
                 "tinygrad_ish.where(mask, value, x)"
             )
-        parts = self._basic(index)
         if not isinstance(value, Tensor):
             value = tensor(value, dtype=self.dtype, device=self.backend)
-        value = value.to(self.dtype)
-        room = self._array[parts].shape
-        if not _broadcasts(value.shape, room):
-            raise ValueError(
-                f"x[{_show(index)}] = value: a value of shape {list(value.shape)} does not "
-                f"broadcast to {list(room)}"
-            )
-        if is_grad_enabled() and (self.requires_grad or value.requires_grad):
-            self._become(movement.SetItem.apply(self, value, index=parts), "__setitem__")
-            return
-        self.backend.copy(value._array, out=self._array[parts])
-        self._version.bump("__setitem__")
+        self._assign(self._basic(index), value, "__setitem__")
 
     def index_select(self, dim: _int, index: Any) -> Tensor:
         """The slices along ``dim`` at integer positions (a tensor, array or list), as a copy."""
-        return movement.IndexSelect.apply(self, self._index(index), axis=self._axis(dim))
+        if self.ndim == 0:
+            raise IndexError("index_select: a zero-dimensional tensor has no axis to select from")
+        return movement.IndexSelect.apply(self, self._index(index)._rank_one(), axis=self._axis(dim))
 
     def gather(self, dim: _int, index: Tensor) -> Tensor:
         """The element at ``index`` along ``dim``; index has self's shape but for ``dim``."""
         axis, index = self._axis(dim), self._index(index)
-        if [n for i, n in enumerate(index.shape) if i != axis] != [
-            n for i, n in enumerate(self.shape) if i != axis
-        ]:
+        others = self.shape[:axis] + self.shape[axis + 1 :]
+        if index.ndim != self.ndim or index.shape[:axis] + index.shape[axis + 1 :] != others:
             raise ValueError(
                 f"gather: index {list(index.shape)} and self {list(self.shape)} must agree but "
                 f"for dim {dim}"
@@ -910,8 +933,8 @@ class Tensor:
 
     def _index(self, index: Any) -> Tensor:
         if not isinstance(index, Tensor):
-            index = tensor(np.asarray(index, dtype=None if len(index) else np.int64))
-            index = index.to(self.backend)
+            array = np.asarray(index)
+            index = tensor(array if array.size else array.astype(np.int64), device=self.backend)
         if index.dtype.kind not in "iu":
             raise TypeError(
                 f"an index tensor must hold integers, got {index.dtype.name}; for a mask use "
@@ -926,6 +949,7 @@ class Tensor:
         left and a column on the right. The dtypes must be the same."""
         if not isinstance(other, Tensor):
             raise TypeError(f"matmul: expected a Tensor, got {type(other).__name__}")
+        self._of_kind("iuf", "matmul")
         if self.dtype != other.dtype:
             raise TypeError(
                 f"matmul: both must have one dtype, got {self.dtype.name} and {other.dtype.name}; "
@@ -968,27 +992,47 @@ class Tensor:
                 f"{writer}: the result {list(result.shape)} does not fit into "
                 f"{list(self.shape)} in place"
             )
-        if result.dtype != self.dtype and not np.can_cast(result.dtype, self.dtype, "same_kind"):
+        if dtypes.rank(result.dtype) > dtypes.rank(self.dtype):
             raise TypeError(
                 f"{writer}: a {result.dtype.name} result does not go into {self.dtype.name} in "
                 "place"
             )
-        if is_grad_enabled() and self.requires_grad and self._node is None:
+        if is_grad_enabled() and self._requires_grad and self._node is None:
             raise InPlaceError(
                 f"{writer}: a leaf that requires a gradient is not changed in place; do it inside "
                 "no_grad, or use the form that is not in place"
             )
-        if result.requires_grad and self._is_view:
+        if result._node is not None and self._is_view:
             raise InPlaceError(
                 f"{writer}: a view cannot be changed in place where gradients are recorded; use "
                 "the form that is not in place"
             )
-        if result.requires_grad and result._node is not None:
-            result = result.to(self.dtype)
-            self._node, self.requires_grad = result._node, True
+        result = result.to(self.dtype)
+        if result._node is not None:
+            result._node.save_before_write(self)
+            self._node, self._requires_grad = result._node, True
             self._version.rebased += 1
-        values = result._array.astype(self.dtype, copy=False)
-        self.backend.copy(values, out=self._array)
+        return self._write(result._array, self._array, writer)
+
+    def _assign(self, index: tuple[Any, ...], value: Tensor, writer: str) -> Tensor:
+        """Write a value, which broadcasts, at a basic index."""
+        place = self.backend.getitem(self._array, index)
+        if not _broadcasts(value.shape, place.shape):
+            raise ValueError(
+                f"{writer}: a value of shape {list(value.shape)} does not broadcast to "
+                f"{list(place.shape)}"
+            )
+        value = value.to(self.dtype)
+        if is_grad_enabled() and (self._requires_grad or value._requires_grad):
+            return self._become(movement.SetItem.apply(self, value, index=index), writer)
+        if value.backend is not self.backend:
+            autograd.refuse_mixed(writer, self.backend, value.backend)
+        return self._write(value._array, place, writer)
+
+    def _write(self, values: Array, place: Array, writer: str) -> Tensor:
+        if not getattr(place.flags, "writeable", True):  # CuPy has no such flag
+            raise ValueError(f"{writer}: the memory is expanded or read-only; clone() it first")
+        self.backend.copy(values, out=place)
         self._version.bump(writer)
         return self
 
@@ -1020,29 +1064,30 @@ class Tensor:
         """Take the values of another tensor, which broadcasts."""
         if not isinstance(source, Tensor):
             raise TypeError(f"copy_: expected a Tensor, got {type(source).__name__}")
-        return self._become(source.to(self.backend).to(self.dtype).expand(self.shape), "copy_")
+        return self._assign((...,), source.to(self.backend), "copy_")
 
     def fill_(self, value: Number) -> Tensor:
         """Set every element to a number."""
-        return self._become(full(self.shape, value, self.dtype, self.backend), "fill_")
+        return self._assign((...,), full((), value, self.dtype, self.backend), "fill_")
 
     def zero_(self) -> Tensor:
         """Set every element to 0."""
-        return self._become(full(self.shape, 0, self.dtype, self.backend), "zero_")
+        return self._assign((...,), full((), 0, self.dtype, self.backend), "zero_")
 
     def uniform_(self, low: _float = 0.0, high: _float = 1.0) -> Tensor:
         """Set every element to a random number in [low, high)."""
-        return self._random(lambda rng: rng.uniform(low, high, self.shape), "uniform_")
+        from .random import uniform
+
+        return self._take(uniform(low, high, self.shape, self.dtype), "uniform_")
 
     def normal_(self, mean: _float = 0.0, std: _float = 1.0) -> Tensor:
         """Set every element to a random number of the normal distribution."""
-        return self._random(lambda rng: rng.normal(mean, std, self.shape), "normal_")
+        from .random import normal
 
-    def _random(self, draw: Any, writer: str) -> Tensor:
-        from .random import default_generator
+        return self._take(normal(mean, std, self.shape, self.dtype), "normal_")
 
-        values = np.asarray(draw(default_generator.numpy), dtype=self.dtype)
-        return self._become(Tensor(self.backend.asarray(values), self.backend), writer)
+    def _take(self, values: np.ndarray, writer: str) -> Tensor:
+        return self._assign((...,), Tensor(self.backend.asarray(values), self.backend), writer)
 
     def __iadd__(self, other: Operand) -> Tensor:
         return self.add_(other)
@@ -1060,6 +1105,7 @@ class Tensor:
 # --- creation --------------------------------------------------------------------------------
 
 
+@_quiet
 def tensor(
     data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -1069,8 +1115,6 @@ def tensor(
     that are not supported, ValueError for ragged lists.
     """
     backend = resolve(device)
-    if isinstance(data, Tensor):
-        data = data.backend.to_numpy(data._array)
     if backend.device == "cuda" and backend.owns(data):
         array = data.copy()
     else:
@@ -1082,16 +1126,24 @@ def tensor(
 
 def _host_array(data: Any) -> np.ndarray:
     """A new NumPy array of the data, Python floats in the default dtype."""
-    if isinstance(data, (list, tuple)) and any(isinstance(x, Tensor) for x in data):
-        data = [x.tolist() if isinstance(x, Tensor) else x for x in data]
+    first = data
+    while isinstance(first, (list, tuple)) and first:
+        first = first[0]
     try:
-        array = np.array(data)
+        array = np.array(_without_tensors(data))
     except ValueError as error:
         raise ValueError(f"tensor: the data is not rectangular: {error}") from None
-    typed = isinstance(data, (np.ndarray, np.generic)) or hasattr(data, "__array__")
-    if array.dtype == np.float64 and not typed:
+    if array.dtype == np.float64 and not hasattr(first, "dtype"):
         array = array.astype(dtypes.DEFAULT_FLOAT)
     return array
+
+
+def _without_tensors(data: Any) -> Any:
+    if isinstance(data, Tensor):
+        return data.backend.to_numpy(data._array)
+    if isinstance(data, (list, tuple)) and data and not isinstance(data[0], (int, float)):
+        return [_without_tensors(x) for x in data]
+    return data
 
 
 def from_numpy(array: np.ndarray) -> Tensor:
@@ -1099,9 +1151,6 @@ def from_numpy(array: np.ndarray) -> Tensor:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"from_numpy: expected an ndarray, got {type(array).__name__}")
     dtypes.as_dtype(array.dtype)
-    if not array.dtype.isnative:
-        raise TypeError(f"from_numpy: {array.dtype} is not in this machine's byte order; use "
-                        "tensor(array), which converts")
     return Tensor(array, resolve("cpu"))
 
 
@@ -1120,11 +1169,13 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     """``data`` as a tensor; without a copy if it is a tensor or a NumPy array that fits."""
     if isinstance(data, Tensor):
         return data.to(dtype=dtype, device=device)
-    if isinstance(data, np.ndarray) and dtype is None and resolve(device).device == "cpu":
-        return Tensor(data, resolve(device)) if data.dtype in dtypes.SUPPORTED else tensor(data)
-    return tensor(data, dtype, device)
+    backend = resolve(device)
+    if dtype is None and backend.owns(data) and data.dtype in dtypes.SUPPORTED:
+        return Tensor(data, backend)
+    return tensor(data, dtype, backend)
 
 
+@_quiet
 def full(
     size: Any, fill_value: Number, dtype: Any = None, device: Any = None, requires_grad: bool = False
 ) -> Tensor:
@@ -1179,8 +1230,9 @@ def arange(
     """start, start + step, … below ``end``; one argument is the end of a range from 0."""
     if end is None:
         start, end = 0, start
-    if step == 0:
-        raise ValueError("arange: step must not be 0")
+    start, end, step = (n.item() if hasattr(n, "item") else n for n in (start, end, step))
+    if step == 0 or (end - start) * step < 0:
+        raise ValueError(f"arange: no range goes from {start} to {end} in steps of {step}")
     if dtype is None:
         whole = all(isinstance(n, int) for n in (start, end, step))
         dtype = dtypes.int64 if whole else dtypes.DEFAULT_FLOAT
@@ -1211,12 +1263,16 @@ def where(condition: Tensor, input: Operand | None, other: Operand) -> Tensor:
     if not isinstance(condition, Tensor) or condition.dtype != dtypes.bool_:
         got = condition.dtype.name if isinstance(condition, Tensor) else type(condition).__name__
         raise TypeError(f"where: condition must be a bool tensor, got {got}")
-    values = [x if isinstance(x, Tensor) else condition._operand(x) for x in (input, other)]
+    values = [
+        x if isinstance(x, Tensor) else condition._operand(x, "where") for x in (input, other)
+    ]
     dtype = dtypes.result_type(*values)
     a, b = (
         x.to(dtype) if isinstance(x, Tensor) else full((), x, dtype, condition.backend)
         for x in values
     )
+    for x, y in ((condition, a), (condition, b), (a, b)):
+        _check_broadcast("where", x.shape, y.shape)
     return elementwise.Where.apply(condition, a, b)
 
 
@@ -1253,16 +1309,26 @@ def _several(tensors: Any, name: str) -> list[Tensor]:
     return found
 
 
+def function(method: Method) -> Method:
+    """A method as a function of the package: its first argument must be a Tensor."""
+
+    @functools.wraps(method)
+    def call(input: Any, *args: Any, **options: Any) -> Any:
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"{method.__name__}: expected a Tensor, got {type(input).__name__}; make one with "
+                "tinygrad_ish.tensor(...)"
+            )
+        return method(input, *args, **options)
+
+    return call  # type: ignore[return-value]
+
+
 # --- shapes and indices as they are written ---------------------------------------------------
 
 
-def _checked(x: Any, name: str) -> Tensor:
-    if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{name}: expected a Tensor, got {type(x).__name__}; make one with "
-            "tinygrad_ish.tensor(...)"
-        )
-    return x
+def _is_operand(x: Any) -> bool:
+    return isinstance(x, (Tensor, bool, int, float, np.ndarray, np.generic))
 
 
 def _names_dtype(name: str) -> bool:
@@ -1277,10 +1343,14 @@ def _flat(sizes: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _shape(size: Any) -> tuple[int, ...]:
-    shape = (size,) if isinstance(size, int) else tuple(size)
-    if not all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape):
-        raise ValueError(f"size: expected lengths of 0 or more, got {list(shape)}")
-    return shape
+    return _check_sizes("size", _flat((size,)), 0)
+
+
+def _check_sizes(name: str, sizes: tuple[Any, ...], least: int) -> tuple[int, ...]:
+    for n in sizes:
+        if not isinstance(n, (int, np.integer)) or n < least:
+            raise ValueError(f"{name}: expected ints of {least} or more, got {list(sizes)}")
+    return sizes
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
@@ -1289,7 +1359,15 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _broadcastable(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return all(n == m or 1 in (n, m) for n, m in zip(reversed(a), reversed(b), strict=False))
+    return all([n == m or n == 1 or m == 1 for n, m in zip(reversed(a), reversed(b))])
+
+
+def _check_broadcast(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    if not _broadcastable(a, b):
+        raise ValueError(
+            f"{name}: the shapes {list(a)} and {list(b)} do not broadcast: from the last axis on, "
+            "lengths must be equal or 1; reshape or unsqueeze one of them"
+        )
 
 
 def _selects(index: Any) -> bool:
@@ -1309,9 +1387,3 @@ def _as_int(part: Any) -> int:
             f"an index holds ints, slices, None and ..., got {type(part).__name__}; to select "
             "by an index tensor use x.index_select(dim, index)"
         ) from None
-
-
-def _show(index: Any) -> str:
-    return ", ".join("..." if p is Ellipsis else str(p) for p in index) if isinstance(
-        index, tuple
-    ) else str(index)

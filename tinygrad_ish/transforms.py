@@ -138,45 +138,6 @@ class RandomAffine:
         return _like(images, affine(array, angle, shift, scale, shear))
 
 
-class ElasticTransform:
-    """Random smooth distortions: each pixel is read from a place some pixels away.
-
-    Displacements are uniform noise smoothed by a Gaussian of ``sigma`` pixels and multiplied by
-    ``alpha`` / 2 pixels, as torchvision's are (Simard et al., "Best Practices for Convolutional
-    Neural Networks", 2003). Raises ValueError unless alpha ≥ 0 and sigma > 0.
-    """
-
-    batched: ClassVar[bool] = True
-
-    def __init__(
-        self, alpha: float = 50.0, sigma: float = 5.0, *, generator: Generator | None = None
-    ) -> None:
-        if not (0 <= alpha < math.inf and 0 < sigma < math.inf):
-            raise ValueError(
-                f"ElasticTransform: expected alpha ≥ 0 and sigma > 0, got {alpha} and {sigma}"
-            )
-        self.alpha, self.sigma, self.generator = alpha, sigma, generator
-
-    def __call__(self, images: Images) -> Images:
-        array = _as_array(images, "ElasticTransform")
-        height, width = array.shape[-2:]
-        rng = (self.generator or default_generator).numpy
-        rows, columns = _smoothing(height, self.sigma), _smoothing(width, self.sigma)
-        here = np.indices((height, width), np.float32)[::-1]  # x, y
-
-        def source(block: slice) -> tuple[np.ndarray, np.ndarray]:
-            noise = rng.random((block.stop - block.start, 2, height, width), np.float32)
-            noise -= 0.5
-            noise *= self.alpha  # uniform in ±1, times alpha / 2
-            # A BLAS multiplies 28 × 28 matrices in one thread whatever number it may use, so
-            # the images do not depend on that number.
-            moved = rows @ noise @ columns.T
-            moved += here
-            return moved[:, 0], moved[:, 1]
-
-        return _like(images, _warp(array, source))
-
-
 def affine(
     images: Images,
     angle: Any = 0.0,
@@ -269,18 +230,6 @@ def _mix(flat: np.ndarray, index: np.ndarray, x: np.ndarray) -> np.ndarray:
     right *= x
     right += left
     return right
-
-
-def _smoothing(size: int, sigma: float) -> np.ndarray:
-    """The matrix (size, size) that smooths by a Gaussian, reflecting at the ends."""
-    reach = int(4 * sigma)
-    offsets = np.arange(-reach, reach + 1)
-    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
-    period = max(2 * (size - 1), 1)
-    place = np.abs((np.arange(size).reshape(-1, 1) + offsets + size - 1) % period - (size - 1))
-    matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size).reshape(-1, 1), place), weights / weights.sum())
-    return matrix.astype(np.float32)
 
 
 def _as_array(images: Images, name: str) -> np.ndarray:

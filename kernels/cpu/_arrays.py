@@ -24,7 +24,7 @@ def destination(
     out: np.ndarray | None,
     shape: tuple[int, ...],
     dtype: Any,
-    *inputs: np.ndarray,
+    *inputs: Any,
     elementwise: bool = False,
 ) -> np.ndarray:
     """C-contiguous memory to compute into: ``out`` itself, once checked, where it serves."""
@@ -40,8 +40,3 @@ def deliver(result: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         return result
     out[...] = result
     return out
-
-
-def rows(x: np.ndarray) -> np.ndarray:
-    """x with its elements in C order, one after the other; x itself if they are."""
-    return np.ascontiguousarray(x)

@@ -82,10 +82,14 @@ class DiskCache:
     def save(self, name: str, payload: bytes) -> None:
         """Write the payload whole or not at all; other processes may do the same at once."""
         try:
-            self._make_folder()
+            os.makedirs(self._root, mode=0o700, exist_ok=True)
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+            self._check_owner()
             _write(self._path(name), _digest(name, payload) + payload)
         except OSError as error:
             self._unusable(error)
+        else:
+            self._prune()
 
     def holds(self, name: str) -> bool:
         """Whether a file of this name is there to be loaded."""
@@ -112,21 +116,24 @@ class DiskCache:
             self._unusable(error)
             return None
 
-    def _make_folder(self) -> None:
-        os.makedirs(self._root, mode=0o700, exist_ok=True)
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        self._check_owner()
-        if not self._pruned:
-            self._pruned = True
-            os.utime(self.folder)
-            _prune(self._root)
-
     def _check_owner(self) -> None:
         """Raise PermissionError if a user other than this one and root can write to the folder."""
         for folder in (self._root, self.folder) if hasattr(os, "geteuid") else ():
             owner = os.stat(folder).st_uid
             if owner not in (0, os.geteuid()):
                 raise PermissionError(f"{folder} belongs to another user (uid {owner})")
+
+    def _prune(self) -> None:
+        """Once in a process: remove all but the stamps last written to."""
+        if self._pruned:
+            return
+        self._pruned = True
+        with contextlib.suppress(OSError):  # another process may be removing the same folders
+            with os.scandir(self._root) as entries:
+                stamps = [e for e in entries if e.name.startswith(PREFIX) and e.is_dir()]
+            stamps.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
+            for entry in stamps[KEPT_STAMPS:]:
+                shutil.rmtree(entry.path, ignore_errors=True)
 
     def _unusable(self, error: OSError) -> None:
         where = self._root or "the kernel cache"
@@ -151,12 +158,3 @@ def _write(path: str, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-
-
-def _prune(root: str) -> None:
-    """Remove all but the stamps last written to."""
-    with os.scandir(root) as entries:
-        stamps = [e for e in entries if e.name.startswith(PREFIX) and e.is_dir()]
-    stamps.sort(key=lambda entry: entry.stat().st_mtime, reverse=True)
-    for entry in stamps[KEPT_STAMPS:]:
-        shutil.rmtree(entry.path, ignore_errors=True)

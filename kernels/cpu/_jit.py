@@ -1,17 +1,18 @@
 """How kernels are compiled: the flags, the signatures, the disk cache. Nowhere else.
 
     @device                                   a function that kernels call, compiled into each
-    def _relu(v): ...
+    def clamp(v): ...
 
     @jit("const(T[::1]), T[::1]")             a kernel, compiled for T = float32 and float64
-    def _relu_forward(x, out): ...
+    def _relu(x, out): ...
 
 A signature is a list of Numba types: T is the floating dtype, const(...) an array that is only
 read (so that read-only arrays are taken), "::1" contiguous rows. The first argument is an array of
 T. A kernel is compiled, or loaded from the disk, at the first call for a dtype; arguments that do
 not fit the signature raise TypeError.
-Kernels and the functions they call are module globals, never closures: the name is the key of
-the disk cache.
+
+Kernels and the functions they call are module globals, never closures: the name is the key of the
+disk cache.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ def stamp() -> str:
     """
     switches = ("OPT", "LOOP_VECTORIZE", "SLP_VECTORIZE", "USING_SVML", "DEBUGINFO_DEFAULT")
     facts = [
+        __package__,  # a payload names its modules
         FLAGS,
         [getattr(config, name, None) for name in switches],
         [numba.__version__, llvmlite.__version__, np.__version__],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import reference
-from ._arrays import compilable, deliver, destination, rows
+from ._arrays import compilable, deliver, destination
 from ._jit import device, jit
 
 __all__ = ["relu", "relu_backward"]
@@ -34,7 +34,7 @@ def relu(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     if not compilable(x):
         return reference.relu(x, out)
     y = destination(out, x.shape, x.dtype, x, elementwise=True)
-    _relu(rows(x).reshape(-1), y.reshape(-1))
+    _relu(x.ravel(), y.reshape(-1))
     return deliver(y, out)
 
 
@@ -43,5 +43,5 @@ def relu_backward(g: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -
     if not compilable(g, y) or g.shape != y.shape:
         return reference.relu_backward(g, y, out)
     dx = destination(out, g.shape, g.dtype, g, y, elementwise=True)
-    _relu_backward(rows(g).reshape(-1), rows(y).reshape(-1), dx.reshape(-1))
+    _relu_backward(g.ravel(), y.ravel(), dx.reshape(-1))
     return deliver(dx, out)

@@ -17,7 +17,7 @@ from numba import prange
 
 from .. import reference
 from ..reference import check_linear
-from ._arrays import compilable, deliver, destination, rows
+from ._arrays import compilable, deliver, destination
 from ._intrinsics import fma
 from ._jit import device, jit
 from .elementwise import clamp, relu_backward
@@ -140,13 +140,13 @@ def _multiply(
     """out (M, N) = a (M, K) @ b (K, N), then bias and activation; out is C-contiguous."""
     threads = 2 * a.size * out.shape[1] >= PARALLEL_FLOPS
     if b.flags.c_contiguous or not b.T.flags.c_contiguous:
-        b = rows(b)
+        b = np.ascontiguousarray(b)
     else:
         # Columns to a multiple of 16 leave the innermost loop no remainder.
         packed = np.empty((b.shape[0], -(-b.shape[1] // 16) * 16), b.dtype)
         _transpose(b.T, packed, threads)
         b = packed
-    bias = np.empty(0, out.dtype) if bias is None else rows(bias)
+    bias = np.empty(0, out.dtype) if bias is None else np.ascontiguousarray(bias)
     _product(a, b, bias, activation == "relu", out, threads)
 
 
@@ -200,6 +200,8 @@ def linear_backward(
         )
     inputs = (g, x, w, y)
     if activation == "relu":
+        if y is None:
+            raise ValueError("linear_backward: activation 'relu' needs y, the output of linear")
         g = relu_backward(g, y)
     dx = dw = db = None
     if needs[0]:
@@ -212,6 +214,6 @@ def linear_backward(
         dw = deliver(dw, out[1])
     if needs[2]:
         db = destination(out[2], (w.shape[0],), x.dtype, *inputs)
-        _sum_rows(rows(g), db)
+        _sum_rows(np.ascontiguousarray(g), db)
         db = deliver(db, out[2])
     return dx, dw, db

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import reference
 from ..reference import REDUCTIONS, check_cross_entropy, check_mse, raise_bad_label
-from ._arrays import compilable, deliver, destination, rows
+from ._arrays import compilable, deliver, destination
 from ._jit import device, jit
 
 __all__ = ["mse_loss", "softmax_cross_entropy"]
@@ -118,9 +118,9 @@ def softmax_cross_entropy(
     loss = destination(out[0], (n,) if reduction == "none" else (), logits.dtype, *inputs)
     dlogits = destination(out[1], logits.shape, logits.dtype, *inputs)
     bad = _cross_entropy(
-        rows(logits),
-        rows(labels),
-        np.empty(0, logits.dtype) if weight is None else rows(weight),
+        np.ascontiguousarray(logits),
+        np.ascontiguousarray(labels),
+        np.empty(0, logits.dtype) if weight is None else np.ascontiguousarray(weight),
         int(ignore_index),
         float(label_smoothing),
         REDUCTIONS.index(reduction),
@@ -167,8 +167,8 @@ def mse_loss(
     loss = destination(out[0], shape if reduction == "none" else (), dtype, input, target)
     dinput = destination(out[1], shape, dtype, input, target)
     _mse(
-        rows(input).reshape(-1),
-        rows(target).reshape(-1),
+        input.ravel(),
+        target.ravel(),
         REDUCTIONS.index(reduction),
         loss.reshape(-1),
         dinput.reshape(-1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import count
 from numbers import Integral
 from typing import Any, overload
 
@@ -151,8 +152,10 @@ class Sequential(Module):
         return input
 
     def append(self, module: Module) -> Sequential:
-        """Put a module at the end."""
-        self.add_module(str(len(self)), module)
+        """Put a module at the end, under the next number that is free."""
+        self.add_module(
+            next(n for n in map(str, count(len(self))) if n not in self._modules), module
+        )
         return self
 
     def __len__(self) -> int:

@@ -114,7 +114,7 @@ class Module:
     def _register(self, home: dict[str, Any], name: str, value: Any, kind: type) -> None:
         if not isinstance(name, str) or not name or "." in name:
             raise ValueError(
-                f"{type(self).__name__}: a name is a string without dots and not empty, got {name!r}"
+                f"{type(self).__name__}: a name is a string without dots, got {name!r}"
             )
         if name not in home and hasattr(self, name):
             raise ValueError(f"{type(self).__name__} has an attribute {name!r} already")
@@ -162,7 +162,9 @@ class Module:
 
     def _named(self, registry: str, prefix: str, recurse: bool) -> Iterator[tuple[str, Any]]:
         modules = self.named_modules(prefix) if recurse else [(prefix, self)]
-        return _once((_join(at, n), t) for at, m in modules for n, t in getattr(m, registry).items())
+        return _once(
+            (_join(at, n), t) for at, m in modules for n, t in getattr(m, registry).items()
+        )
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True

@@ -35,7 +35,7 @@ class Mul(Function):
     """a · b."""
 
     def forward(ctx, a: Array, b: Array) -> Array:
-        ctx.save(a, b)
+        ctx.save(a if ctx.needs[1] else None, b if ctx.needs[0] else None)
         return ctx.k.mul(a, b)
 
     def backward(ctx, g: Array) -> Any:
@@ -49,7 +49,7 @@ class Div(Function):
     """a / b."""
 
     def forward(ctx, a: Array, b: Array) -> Array:
-        ctx.save(a, b)
+        ctx.save(a if ctx.needs[1] else None, b)
         return ctx.k.div(a, b)
 
     def backward(ctx, g: Array) -> Any:
@@ -65,14 +65,16 @@ class Remainder(Function):
     """a - b·⌊a / b⌋; the derivative is that of the piece: 1 and -⌊a / b⌋."""
 
     def forward(ctx, a: Array, b: Array) -> Array:
-        ctx.save(a, b)
+        if ctx.needs[1]:
+            ctx.save(a, b)
         return ctx.k.remainder(a, b)
 
     def backward(ctx, g: Array) -> Any:
-        k, (a, b) = ctx.k, ctx.saved
+        k = ctx.k
         da = ctx.unbroadcast(g, 0) if ctx.needs[0] else None
         db = None
         if ctx.needs[1]:
+            a, b = ctx.saved
             db = ctx.unbroadcast(k.neg(k.mul(g, k.floor_div(a, b))), 1)
         return da, db
 
@@ -82,7 +84,7 @@ class Pow(Function):
 
     def forward(ctx, a: Array, b: Array) -> Array:
         y = ctx.k.pow(a, b)
-        ctx.save(a, b, y)
+        ctx.save(a, b, y if ctx.needs[1] else None)
         return y
 
     def backward(ctx, g: Array) -> Any:

@@ -12,7 +12,7 @@ class MatMul(Function):
     """(…, M, K) @ (…, K, N) → (…, M, N); the leading axes broadcast."""
 
     def forward(ctx, a: Array, b: Array) -> Array:
-        ctx.save(a, b)
+        ctx.save(a if ctx.needs[1] else None, b if ctx.needs[0] else None)
         return ctx.k.matmul(a, b)
 
     def backward(ctx, g: Array) -> Any:

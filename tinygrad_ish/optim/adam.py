@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 from ..kernels import Backend
@@ -12,6 +13,8 @@ from .optimizer import Optimizer
 
 class Adam(Optimizer):
     """Adam with L2 weight decay; the formula stands at the kernel ``adam_step``."""
+
+    kinds = ("exp_avg", "exp_avg_sq")
 
     def __init__(
         self,
@@ -27,7 +30,8 @@ class Adam(Optimizer):
     def _check(self, settings: dict[str, Any]) -> None:
         super()._check(settings)
         betas = settings["betas"]
-        if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        pair = isinstance(betas, (tuple, list)) and len(betas) == 2
+        if not pair or not all(isinstance(b, Real) and 0 <= b < 1 for b in betas):
             raise ValueError(f"Adam: betas must be two numbers in [0, 1), got {betas!r}")
 
     def _update(

@@ -9,7 +9,7 @@ step count of its own, as in PyTorch.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,9 +39,10 @@ class Clock:
 class Flat:
     """The flat arrays of some parameters, of one dtype and backend."""
 
-    def __init__(self, named: list[tuple[str, Tensor]], lr: float) -> None:
-        self.names = [name for name, _ in named]
-        self.params = [p for _, p in named]
+    def __init__(self, named: dict[str, Tensor], lr: float) -> None:
+        self.names = list(named)
+        self.params = list(named.values())
+        self._shapes = [p.shape for p in self.params]
         self.backend = k = self.params[0].backend
         ends = list(itertools.accumulate(p.numel() for p in self.params))
         self.spans = list(zip([0, *ends], ends, strict=False))
@@ -50,6 +51,7 @@ class Flat:
         self._views = [self._view(self.values, i) for i in range(len(named))]
         self._grad_views = [self._view(self.grads, i) for i in range(len(named))]
         self._state: dict[str, Array] = {}
+        self._going: list[int] = []  # the parameters with a gradient in this step
         clock = Clock(k, lr)
         self.clocks = [clock] * len(named)
         for p, view in zip(self.params, self._views, strict=True):
@@ -57,7 +59,7 @@ class Flat:
 
     def _view(self, flat: Array, i: int) -> Array:
         start, stop = self.spans[i]
-        return flat[start:stop].reshape(self.params[i].shape)
+        return flat[start:stop].reshape(self._shapes[i])
 
     def holds(self) -> bool:
         """Whether each parameter still is the view that was made of it."""
@@ -69,13 +71,25 @@ class Flat:
             self._state[kind] = self.backend.full(self.values.shape, 0, self.values.dtype)
         return self._state[kind]
 
+    def gather(self) -> None:
+        """Take in the gradients there are. Raises ValueError for one unlike its parameter."""
+        self._going = [i for i, p in enumerate(self.params) if p.grad is not None]
+        for i in self._going:
+            p, grad, view = self.params[i], self.params[i].grad, self._grad_views[i]
+            assert grad is not None
+            g = grad._array
+            if g.shape != view.shape or g.dtype != view.dtype or grad.backend is not p.backend:
+                raise ValueError(
+                    f"the gradient of {self.names[i]} must be {p.dtype.name}{list(p.shape)} on "
+                    f"{p.backend.name}, got {grad.dtype.name}{list(grad.shape)} on "
+                    f"{grad.backend.name}"
+                )
+            self.backend.copy(g, out=view)
+
     def runs(self, lr: float) -> Iterator[tuple[Clock, slice]]:
-        """Gather the gradients; give each stretch that has them, with its clock advanced."""
-        going = [i for i, p in enumerate(self.params) if p.grad is not None]
-        for i in going:
-            self._gather(i)
-        for clock in _distinct(self.clocks[i] for i in going):
-            members = [i for i in going if self.clocks[i] is clock]
+        """Give each stretch of parameters with a gradient, its clock advanced."""
+        for clock in _distinct(self.clocks[i] for i in self._going):
+            members = [i for i in self._going if self.clocks[i] is clock]
             if len(members) < self.clocks.count(clock):  # the others do not count this step
                 clock = Clock(self.backend, lr, clock.step())
                 for i in members:
@@ -85,21 +99,10 @@ class Flat:
             for stretch in _stretches(members):
                 yield clock, slice(self.spans[stretch[0]][0], self.spans[stretch[-1]][1])
 
-    def _gather(self, i: int) -> None:
-        p, grad = self.params[i], self.params[i].grad
-        assert grad is not None
-        if grad.shape != p.shape or grad.dtype != p.dtype or grad.backend is not p.backend:
-            raise ValueError(
-                f"the gradient of {self.names[i]} must be {p.dtype.name}{list(p.shape)} on "
-                f"{p.device}, got {grad.dtype.name}{list(grad.shape)} on {grad.device}"
-            )
-        self.backend.copy(grad._array, out=self._grad_views[i])
-
     def written(self, writer: str) -> None:
         """Note that the parameters with a gradient have changed."""
-        for p in self.params:
-            if p.grad is not None:
-                p._version.bump(writer)
+        for i in self._going:
+            self.params[i]._version.bump(writer)
 
     def saved(self) -> dict[str, dict[str, Any]]:
         """The state by parameter name: "step", and a tensor for each kind."""
@@ -114,7 +117,7 @@ class Flat:
                 out[name] = {"step": int(step), **copies}
         return out
 
-    def restore(self, state: dict[str, dict[str, Any]], lr: float) -> None:
+    def restore(self, state: Mapping[str, Mapping[str, Any]], lr: float) -> None:
         """Take up what ``saved`` gave; parameters that it does not name start anew."""
         clocks: dict[int, Clock] = {}
         for flat in self._state.values():

@@ -14,6 +14,8 @@ class SGD(Optimizer):
     """SGD with momentum, Nesterov's form of it, and L2 weight decay; the formula stands at the
     kernel ``sgd_step``."""
 
+    kinds = ("momentum_buffer",)
+
     def __init__(
         self,
         params: Iterable[Any],
