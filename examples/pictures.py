@@ -11,9 +11,7 @@ INSTALL = "pip install -e '.[examples]'"
 ROWS, COLUMNS = 6, 10
 
 
-def write(
-    folder: Path, curves: dict[str, list[float]], test: Any, probabilities: Any
-) -> str:
+def write(folder: Path, curves: dict[str, list[float]], test: Any, probabilities: Any) -> str:
     """Write curves.png and predictions.png; what to say of it, also where matplotlib is missing."""
     try:
         import matplotlib
@@ -35,7 +33,9 @@ def draw_curves(plt: Any, curves: dict[str, list[float]], path: Path) -> None:
         for split, colour in (("training", "#9aa5b1"), ("validation", "#0b6e99")):
             values = curves[f"{split} {what}"]
             epochs = range(1, len(values) + 1)
-            axis.plot(epochs, values, color=colour, label=split, marker="." if len(values) < 3 else "")
+            axis.plot(
+                epochs, values, color=colour, label=split, marker="." if len(values) < 3 else ""
+            )
             if values:
                 shown = f" {values[-1]:.1%}" if what == "accuracy" else f" {values[-1]:.3f}"
                 axis.annotate(shown, (len(values), values[-1]), color=colour, va="center")
@@ -61,6 +61,8 @@ def draw_predictions(plt: Any, test: Any, probabilities: np.ndarray, path: Path)
             title += f"  (is {labels[i]})"
             axis.add_patch(plt.Rectangle((0, 0), 27, 27, fill=False, color="#c62828", lw=2))
         axis.set_title(title, fontsize=8, color="#c62828" if guesses[i] != labels[i] else "#333333")
-    figure.suptitle(f"predictions on the test images; {len(wrong)} of the mistakes first", fontsize=10)
+    figure.suptitle(
+        f"predictions on the test images; {len(wrong)} of the mistakes first", fontsize=10
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -424,7 +424,7 @@ def expand(x: Array, shape: tuple[int, ...]) -> Array:
 
 def getitem(x: Array, index: tuple[Any, ...]) -> Array:
     """x[index] as a view; index holds ints, slices, None and Ellipsis alone."""
-    return x[(*index, Ellipsis)] if Ellipsis not in index else x[index]
+    return x[index if Ellipsis in index else index + (Ellipsis,)]
 
 
 def getitem_backward(

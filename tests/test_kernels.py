@@ -76,9 +76,27 @@ AXES = [
     case(then(normal((2, 3, 4)), (0, 2))), case(then(normal(()), None)), case(then(fixed(EXTREMES), None)),
     case(then(fixed([[1.0, 3.0, 3.0], [-1.0, -2.0, -1.0]]), 1)),
 ]  # fmt: skip
-WITH_EMPTY = [case(then(normal((0, 5)), 0)), case(then(normal((4, 0)), 1, True)), case(then(normal((0,)), None))]
-LOGICAL = [case(integers((3, 5), (5,), low=0, high=2), ("bool", "int64", "uint8")), case(integers((0,), (1,), low=0), ("int32",))]
-SHAPES_OF_LINEAR = [(5, 7, 3), (1, 784, 10), (64, 33, 17), (130, 65, 40), (0, 4, 3), (3, 0, 2), (3, 4, 0), (4, 8, 16), (257, 20, 129), (4, 4, 4)]
+WITH_EMPTY = [
+    case(then(normal((0, 5)), 0)),
+    case(then(normal((4, 0)), 1, True)),
+    case(then(normal((0,)), None)),
+]
+LOGICAL = [
+    case(integers((3, 5), (5,), low=0, high=2), ("bool", "int64", "uint8")),
+    case(integers((0,), (1,), low=0), ("int32",)),
+]
+SHAPES_OF_LINEAR = [
+    (5, 7, 3),
+    (1, 784, 10),
+    (64, 33, 17),
+    (130, 65, 40),
+    (0, 4, 3),
+    (3, 0, 2),
+    (3, 4, 0),
+    (4, 8, 16),
+    (257, 20, 129),
+    (4, 4, 4),
+]
 
 
 def linear_args(n: int, d: int, k: int, bias: bool = True) -> Callable[[Rng, Any], Any]:
@@ -99,7 +117,9 @@ def linear_backward_args(n: int, d: int, k: int, relu: bool) -> Callable[[Rng, A
     return make
 
 
-def logits(n: int, c: int, scale: float = 1.0, skip: int = 0, weight: bool = False) -> Callable[[Rng, Any], Any]:
+def logits(
+    n: int, c: int, scale: float = 1.0, skip: int = 0, weight: bool = False
+) -> Callable[[Rng, Any], Any]:
     def make(rng: Rng, dtype: Any) -> tuple[Any, ...]:
         labels = rng.integers(0, c, n)
         labels[:skip] = -100
@@ -109,11 +129,20 @@ def logits(n: int, c: int, scale: float = 1.0, skip: int = 0, weight: bool = Fal
     return make
 
 
-def step_args(n: int, moments: int, scale: float, state: Any, *constants: Any) -> Callable[[Rng, Any], Any]:
+def step_args(
+    n: int, moments: int, scale: float, state: Any, *constants: Any
+) -> Callable[[Rng, Any], Any]:
     def make(rng: Rng, dtype: Any) -> tuple[Any, ...]:
         p, g = (rng.normal(size=n).astype(dtype) for _ in range(2))
         m = [np.abs(rng.normal(size=n) * scale).astype(dtype) for _ in range(moments)]
-        return (p, (g * scale).astype(dtype), *m, *([None] * (1 - moments)), np.array(state), *constants)
+        return (
+            p,
+            (g * scale).astype(dtype),
+            *m,
+            *([None] * (1 - moments)),
+            np.array(state),
+            *constants,
+        )
 
     return make
 
@@ -236,7 +265,12 @@ def test_kernel_agrees_with_the_reference(name: str, backend: str) -> None:
     k = get_backend(backend)
     for i, (c, dtype, layout) in enumerate(everything(name)):
         args = c.make(np.random.default_rng(i), dtype)
-        expected = run(name, get_backend("numpy"), [on(get_backend("numpy"), a, "contiguous") for a in args], c.kwargs)
+        expected = run(
+            name,
+            get_backend("numpy"),
+            [on(get_backend("numpy"), a, "contiguous") for a in args],
+            c.kwargs,
+        )
         given = [on(k, a, layout) for a in args]
         before = [k.to_numpy(x).tobytes() for x in arrays_in(given)]
         got = run(name, k, given, c.kwargs)
@@ -280,7 +314,12 @@ def test_out_that_overlaps_an_input(name: str, backend: str) -> None:
         results = results_of(getattr(k, name)(*given, **c.kwargs))
         for at, result in enumerate(results):
             for x in arrays_in(given):
-                if result is None or not result.size or x.shape != result.shape or x.dtype != result.dtype:
+                if (
+                    result is None
+                    or not result.size
+                    or x.shape != result.shape
+                    or x.dtype != result.dtype
+                ):
                     continue
                 tried += 1
                 out = [None] * len(results)
@@ -289,7 +328,9 @@ def test_out_that_overlaps_an_input(name: str, backend: str) -> None:
                 if name in ELEMENTWISE:
                     assert getattr(k, name)(*given, **c.kwargs, out=target) is x
                     assert k.to_numpy(x).tobytes() == k.to_numpy(result).tobytes()
-                    given = [on(k, a, "contiguous") for a in c.make(np.random.default_rng(i), dtype)]
+                    given = [
+                        on(k, a, "contiguous") for a in c.make(np.random.default_rng(i), dtype)
+                    ]
                 else:
                     with pytest.raises(ValueError, match="overlaps"):
                         getattr(k, name)(*given, **c.kwargs, out=target)

@@ -129,13 +129,6 @@ OPTIMIZERS: dict[str, Any] = {
     "Adam decay": lambda optim, net: optim.Adam(
         net.parameters(), lr=1e-3, betas=(0.8, 0.99), weight_decay=1e-2
     ),
-    "groups": lambda optim, net: optim.Adam(
-        [
-            {"params": net.fc1.parameters(), "lr": 3e-4},
-            {"params": [*net.fc2.parameters(), *net.fc3.parameters()]},
-        ],
-        lr=1e-3,
-    ),
 }
 
 

@@ -103,7 +103,7 @@ class Function:
     shapes: tuple[tuple[int, ...] | None, ...]
     dtypes: tuple[Any, ...]
     edges: tuple[Function | _tensor.Tensor | None, ...]
-    saved: tuple[Array, ...] | None = ()
+    saved: Any = ()  # a tuple; None once the graph was freed
     versions: list[tuple[int, Version, int]]  # of the arguments, and of the result, that are saved
 
     def forward(ctx, *args: Any, **constants: Any) -> Array:
@@ -154,9 +154,8 @@ class Function:
         ctx.edges = tuple([a._node or a if n else None for a, n in zip(args, ctx.needs)])
         ctx.shapes = tuple([getattr(a, "shape", None) for a in arrays])
         ctx.dtypes = tuple([getattr(a, "dtype", None) for a in arrays])
-        assert ctx.saved is not None
-        saved = [id(s) for s in ctx.saved]
-        ctx.versions = [
+        saved = [id(s) for s in ctx.saved or ()]
+        ctx.versions = saved and [
             (i, t._version, t._version.count)
             for i, t in enumerate((*args, out))
             if isinstance(t, _tensor.Tensor) and id(t._array) in saved
@@ -169,13 +168,9 @@ class Function:
 
     def save_before_write(ctx, x: _tensor.Tensor) -> None:
         """Keep what was saved of x's memory as a copy: the result will be written there."""
-        assert ctx.saved is not None
         shared = ctx.k.xp.may_share_memory
         ctx.saved = tuple(
-            [
-                ctx.k.copy(s) if hasattr(s, "shape") and shared(s, x._array) else s
-                for s in ctx.saved
-            ]
+            [ctx.k.copy(s) if hasattr(s, "shape") and shared(s, x._array) else s for s in ctx.saved]
         )
         ctx.versions = [v for v in ctx.versions if v[1] is not x._version]
 

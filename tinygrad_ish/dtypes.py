@@ -65,7 +65,8 @@ def result_type(*operands: Any) -> np.dtype:
     """
     weights: list[np.dtype | None] = [None, None, None]  # numbers, zero-dimensional, the others
     for x in operands:
-        place, dtype = (0, _scalar_dtype(x)) if not hasattr(x, "ndim") else (1 + (x.ndim > 0), x.dtype)
+        array = hasattr(x, "ndim")
+        place, dtype = (1 + (x.ndim > 0), x.dtype) if array else (0, _scalar_dtype(x))
         held = weights[place]
         weights[place] = dtype if held is None else promote(held, dtype)
     result = None

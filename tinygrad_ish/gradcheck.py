@@ -70,9 +70,7 @@ def _analytic(
     for x in wanted:
         x.grad = None
     _weighted(func, inputs).backward()
-    found = [
-        np.zeros(x.shape) if x.grad is None else x.grad.cpu().numpy().copy() for x in wanted
-    ]
+    found = [np.zeros(x.shape) if x.grad is None else x.grad.cpu().numpy().copy() for x in wanted]
     for x, grad in zip(wanted, kept, strict=True):
         x.grad = grad
     return found

@@ -23,7 +23,7 @@ from .ops import elementwise, linalg, movement, reductions
 
 # Inside the class, int, float and bool are methods; the annotations need the types.
 _int, _float, _bool = int, float, bool
-Number = Union[_bool, _int, _float]
+Number = bool | int | float
 Operand = Union["Tensor", Number, np.ndarray, np.generic]
 Dim = Union[int, "tuple[int, ...]", "list[int]", None]
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -271,6 +271,7 @@ class Tensor:
                 "backward(): the tensor does not depend on anything that requires a gradient; "
                 "set requires_grad=True on a leaf before the forward, outside no_grad"
             )
+        self._refuse_stale()
         if gradient is None:
             if self.numel() != 1:
                 raise autograd.GradientError(
@@ -280,7 +281,6 @@ class Tensor:
             g = self.backend.full(self.shape, 1, self.dtype)
         else:
             g = self._checked_gradient(gradient)
-        self._refuse_stale()
         autograd.backward(self, g, retain_graph)
 
     def _checked_gradient(self, gradient: Tensor) -> Array:
@@ -571,6 +571,10 @@ class Tensor:
     def __mod__(self, other: Operand) -> Tensor:
         return self.remainder(other)
 
+    def __rmod__(self, other: Operand) -> Tensor:
+        a, b = self._numbers(other, "remainder")
+        return elementwise.Remainder.apply(b, a)
+
     def __pow__(self, other: Operand) -> Tensor:
         return self.pow(other)
 
@@ -754,9 +758,9 @@ class Tensor:
 
     def log_softmax(self, dim: _int) -> Tensor:
         """The logarithm of softmax along ``dim``."""
-        return reductions.LogSoftmax.apply(
-            self._float()._rank_one(), axis=self._axis(dim)
-        ).reshape(self.shape)
+        return reductions.LogSoftmax.apply(self._float()._rank_one(), axis=self._axis(dim)).reshape(
+            self.shape
+        )
 
     def _rank_one(self) -> Tensor:
         return self if self.ndim else self.reshape(1)
@@ -781,7 +785,7 @@ class Tensor:
         return out
 
     def _solve_shape(self, shape: tuple[_int, ...]) -> tuple[_int, ...]:
-        _check_sizes("shape", shape, -1)
+        _check_sizes("reshape", shape, -1)
         known = math.prod(n for n in shape if n != -1)
         free = shape.count(-1)
         fits = self.numel() == known if not free else known > 0 and self.numel() % known == 0
@@ -830,9 +834,7 @@ class Tensor:
     def squeeze(self, dim: Dim = None) -> Tensor:
         """A view without the axes of length 1, or without those of ``dim`` that are."""
         axes = range(self.ndim) if dim is None else self._axes(dim) or ()
-        return self.reshape(
-            *(n for i, n in enumerate(self.shape) if not (i in axes and n == 1))
-        )
+        return self.reshape(*(n for i, n in enumerate(self.shape) if not (i in axes and n == 1)))
 
     def unsqueeze(self, dim: _int) -> Tensor:
         """A view with an axis of length 1 put in at ``dim``."""
@@ -876,8 +878,7 @@ class Tensor:
         """The index as a tuple of ints, slices, None and Ellipsis, checked against the shape."""
         parts = index if isinstance(index, tuple) else (index,)
         parts = tuple(
-            p if p is None or p is Ellipsis or isinstance(p, slice) else _as_int(p)
-            for p in parts
+            p if p is None or p is Ellipsis or isinstance(p, slice) else _as_int(p) for p in parts
         )
         used = sum(p is not None and p is not Ellipsis for p in parts)
         if used > self.ndim or parts.count(Ellipsis) > 1:
@@ -916,13 +917,13 @@ class Tensor:
         """The slices along ``dim`` at integer positions (a tensor, array or list), as a copy."""
         if self.ndim == 0:
             raise IndexError("index_select: a zero-dimensional tensor has no axis to select from")
-        return movement.IndexSelect.apply(self, self._index(index)._rank_one(), axis=self._axis(dim))
+        index = self._index(index)._rank_one()
+        return movement.IndexSelect.apply(self, index, axis=self._axis(dim))
 
     def gather(self, dim: _int, index: Tensor) -> Tensor:
         """The element at ``index`` along ``dim``; index has self's shape but for ``dim``."""
         axis, index = self._axis(dim), self._index(index)
-        others = self.shape[:axis] + self.shape[axis + 1 :]
-        if index.ndim != self.ndim or index.shape[:axis] + index.shape[axis + 1 :] != others:
+        if index.ndim != self.ndim or _without(index.shape, axis) != _without(self.shape, axis):
             raise ValueError(
                 f"gather: index {list(index.shape)} and self {list(self.shape)} must agree but "
                 f"for dim {dim}"
@@ -1106,9 +1107,7 @@ class Tensor:
 
 
 @_quiet
-def tensor(
-    data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
-) -> Tensor:
+def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of ``data``: numbers, nested lists, an array, or a tensor.
 
     Python floats give float32, ints int64; arrays keep their dtype. Raises TypeError for dtypes
@@ -1177,7 +1176,11 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
 
 @_quiet
 def full(
-    size: Any, fill_value: Number, dtype: Any = None, device: Any = None, requires_grad: bool = False
+    size: Any,
+    fill_value: Number,
+    dtype: Any = None,
+    device: Any = None,
+    requires_grad: bool = False,
 ) -> Tensor:
     """A tensor with every element ``fill_value``; its dtype is the value's unless given."""
     dtype = dtypes.result_type(fill_value) if dtype is None else dtypes.as_dtype(dtype)
@@ -1282,9 +1285,8 @@ def cat(tensors: Any, dim: int = 0) -> Tensor:
     first = tensors[0]
     axis = first._axis(dim)
     for i, t in enumerate(tensors):
-        if t.ndim != first.ndim or first.ndim == 0 or (
-            t.shape[:axis] + t.shape[axis + 1 :] != first.shape[:axis] + first.shape[axis + 1 :]
-        ):
+        fits = t.ndim == first.ndim > 0 and _without(t.shape, axis) == _without(first.shape, axis)
+        if not fits:
             raise ValueError(
                 f"cat: tensor {i} of shape {list(t.shape)} does not fit tensor 0 of shape "
                 f"{list(first.shape)} along dim {dim}"
@@ -1353,13 +1355,20 @@ def _check_sizes(name: str, sizes: tuple[Any, ...], least: int) -> tuple[int, ..
     return sizes
 
 
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]
+
+
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     lead = len(to) - len(shape)
     return lead >= 0 and all(n in (1, m) for n, m in zip(shape, to[lead:], strict=True))
 
 
 def _broadcastable(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    return all([n == m or n == 1 or m == 1 for n, m in zip(reversed(a), reversed(b))])
+    for n, m in zip(reversed(a), reversed(b), strict=False):
+        if n != m and n != 1 and m != 1:
+            return False
+    return True
 
 
 def _check_broadcast(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> None:

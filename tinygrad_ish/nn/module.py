@@ -9,7 +9,7 @@ from .. import dtypes
 from ..autograd import no_grad
 from ..tensor import Tensor, as_tensor, empty
 
-_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_REGISTRIES = ("_parameters", "_modules", "_buffers")
 
 
 class Parameter(Tensor):
@@ -58,28 +58,22 @@ class Module:
     # --- registration ------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        plain = "_modules" not in self.__dict__ and not isinstance(value, (Parameter, Module))
-        home = None if plain else self._home_of(name, value)
+        home = self._home_of(name, value)
         if home is None:
             object.__setattr__(self, name, value)
             return
-        others: list[dict[str, Any]] = [self.__dict__, *(getattr(self, k) for k in _REGISTRIES)]
-        for other in others:
+        for other in (vars(self), *(vars(self)[registry] for registry in _REGISTRIES)):
             if other is not home:
                 other.pop(name, None)
         home[name] = value
 
     def _home_of(self, name: str, value: Any) -> dict[str, Any] | None:
         """The registry that the attribute belongs to; None for a plain one."""
-        homes: tuple[tuple[dict[str, Any], type], ...] = (
-            (self._parameters, Parameter),
-            (self._modules, Module),
-            (self._buffers, Tensor),
-        )
-        for home, kind in homes:
-            if name in home or (isinstance(value, kind) and kind is not Tensor):
+        for registry, kind in zip(_REGISTRIES, (Parameter, Module, Tensor), strict=True):
+            registers = isinstance(value, kind) and kind is not Tensor
+            if registers or name in vars(self).get(registry, ()):
                 self._check_kind(name, value, kind)
-                return home
+                return getattr(self, registry)
         return None
 
     def _check_kind(self, name: str, value: Any, kind: type) -> None:
@@ -96,7 +90,7 @@ class Module:
                 "buffers and modules"
             )
         for registry in _REGISTRIES:
-            found = self.__dict__.get(registry, {})
+            found = vars(self).get(registry, {})
             if name in found:
                 return found[name]
         raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")

@@ -131,7 +131,6 @@ class Minimum(Function):
 
 def _to_winner(ctx: Function, g: Array, wins: Array) -> Any:
     """g to a where it wins, g/2 where it ties (or either is NaN), the rest to b."""
-    assert ctx.saved is not None
     k, (a, b) = ctx.k, ctx.saved
     half, zero = k.mul(g, 0.5), k.mul(g, 0)
     tie = k.eq(a, b)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 from ..kernels import Backend
 from .flat import Clock, Flat
-from .optimizer import Optimizer
+from .optimizer import NUMBERS, Optimizer
 
 
 class Adam(Optimizer):
@@ -31,7 +30,7 @@ class Adam(Optimizer):
         super()._check(settings)
         betas = settings["betas"]
         pair = isinstance(betas, (tuple, list)) and len(betas) == 2
-        if not pair or not all(isinstance(b, Real) and 0 <= b < 1 for b in betas):
+        if not pair or not all(isinstance(b, NUMBERS) and 0 <= b < 1 for b in betas):
             raise ValueError(f"Adam: betas must be two numbers in [0, 1), got {betas!r}")
 
     def _update(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Real
 from typing import Any, ClassVar
+
+import numpy as np
 
 from ..autograd import enable_grad
 from ..kernels import Backend
 from ..nn.module import clear_grad
 from ..tensor import Tensor
 from .flat import Clock, Flat
+
+NUMBERS = (int, float, np.floating)
 
 
 class Optimizer:
@@ -92,7 +95,7 @@ class Optimizer:
     def _check(self, settings: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay", "momentum", "eps"):
             value = settings.get(name, 0.0)
-            if not isinstance(value, Real) or not value >= 0:
+            if not isinstance(value, NUMBERS) or not value >= 0:
                 raise ValueError(
                     f"{self._kind}: {name} must be a number of 0 or more, got {value!r}"
                 )
