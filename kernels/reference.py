@@ -151,14 +151,22 @@ def div(a: Array, b: Array, out: Array | None = None) -> Array:
 
 @_quiet
 def floor_div(a: Array, b: Array, out: Array | None = None) -> Array:
-    """⌊a / b⌋, rounded towards minus infinity."""
+    """⌊a / b⌋, rounded towards minus infinity. An integer divided by 0 raises on the CPU."""
+    _check_divisor("floor_div", a, b)
     return _elementwise(namespace(a, b).floor_divide, a, b, out=out)
 
 
 @_quiet
 def remainder(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a - b·⌊a / b⌋: the remainder that has b's sign."""
+    """a - b·⌊a / b⌋: the remainder that has b's sign. Of an integer by 0 it raises on the CPU."""
+    _check_divisor("remainder", a, b)
     return _elementwise(namespace(a, b).remainder, a, b, out=out)
+
+
+def _check_divisor(name: str, a: Array, b: Array) -> None:
+    xp = namespace(a, b)
+    if xp is np and np.result_type(a, b).kind in "iu" and np.any(np.equal(b, 0)):
+        raise ValueError(f"{name}: an integer is divided by 0; with floats it gives inf or nan")
 
 
 @_quiet
@@ -247,31 +255,37 @@ def relu_backward(g: Array, y: Array, out: Array | None = None) -> Array:
     return _give(result, out, g, y, elementwise=True)
 
 
+@_quiet
 def eq(a: Array, b: Array, out: Array | None = None) -> Array:
     """a == b, as bool."""
     return _elementwise(namespace(a, b).equal, a, b, out=out, dtype=bool)
 
 
+@_quiet
 def ne(a: Array, b: Array, out: Array | None = None) -> Array:
     """a != b, as bool."""
     return _elementwise(namespace(a, b).not_equal, a, b, out=out, dtype=bool)
 
 
+@_quiet
 def lt(a: Array, b: Array, out: Array | None = None) -> Array:
     """a < b, as bool."""
     return _elementwise(namespace(a, b).less, a, b, out=out, dtype=bool)
 
 
+@_quiet
 def le(a: Array, b: Array, out: Array | None = None) -> Array:
     """a <= b, as bool."""
     return _elementwise(namespace(a, b).less_equal, a, b, out=out, dtype=bool)
 
 
+@_quiet
 def gt(a: Array, b: Array, out: Array | None = None) -> Array:
     """a > b, as bool."""
     return _elementwise(namespace(a, b).greater, a, b, out=out, dtype=bool)
 
 
+@_quiet
 def ge(a: Array, b: Array, out: Array | None = None) -> Array:
     """a >= b, as bool."""
     return _elementwise(namespace(a, b).greater_equal, a, b, out=out, dtype=bool)
@@ -333,23 +347,38 @@ def sum_to(x: Array, shape: tuple[int, ...], out: Array | None = None) -> Array:
 
 
 @_quiet
-def mean(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
-    """Σ x / n over ``axis`` of a floating array; NaN where n is 0."""
-    total = sum(x, axis, keepdims)
-    return _give(total / x.dtype.type(_count(x, axis)), out, x)
+def mean(
+    x: Array,
+    axis: Any = None,
+    keepdims: bool = False,
+    correction: int = 0,
+    out: Array | None = None,
+) -> Array:
+    """Σ x / (n - correction) over the n elements along ``axis`` of a floating array.
+
+    A divisor of 0 or less counts as 0: the result is NaN or infinite.
+    """
+    wide = np.promote_types(x.dtype, np.float32)  # n may be beyond float16
+    total = x.sum(axis=axis, keepdims=keepdims, dtype=wide)
+    n = wide.type(max(_count(x.shape, axis) - correction, 0))
+    return _give((total / n).astype(x.dtype), out, x)
 
 
-def _count(x: Array, axis: Any) -> int:
-    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
-    return math.prod(x.shape[a] for a in axes)
+def _count(shape: tuple[int, ...], axis: Any) -> int:
+    axes = range(len(shape)) if axis is None else (axis,) if isinstance(axis, int) else axis
+    return math.prod(shape[a] for a in axes)
 
 
 @_quiet
-def mean_backward(g: Array, x: Array, out: Array | None = None) -> Array:
-    """g / n expanded to x's shape; g has 1 in the n-element axes that the mean went over."""
+def mean_backward(
+    g: Array, shape: tuple[int, ...], correction: int = 0, out: Array | None = None
+) -> Array:
+    """g / (n - correction) expanded to ``shape``; g has 1 in the axes that the mean went over."""
     xp = namespace(g)
-    n = x.size // g.size if g.size else 1
-    return _give(xp.broadcast_to(g / g.dtype.type(n), x.shape).copy(), out, g, x)
+    wide = np.promote_types(g.dtype, np.float32)
+    count = math.prod(n for n, m in zip(shape, g.shape) if n != m)
+    share = (g / wide.type(max(count - correction, 0))).astype(g.dtype)
+    return _give(xp.broadcast_to(share, shape).copy(), out, g)
 
 
 @_quiet

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+
+# Numba's, PyTorch's and OpenBLAS's threads would contend for the cores of one process.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from collections.abc import Generator
 from typing import Any
 

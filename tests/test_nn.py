@@ -23,6 +23,12 @@ def torch_module() -> Any:
     return pytest.importorskip("torch", reason=NO_TORCH)
 
 
+@pytest.fixture(params=["tinygrad_ish", "torch"])
+def lib(request: Any) -> Any:
+    """One after the other: what holds for PyTorch holds here."""
+    return tg if request.param == "tinygrad_ish" else torch_module()
+
+
 def mlp(T: Any) -> Any:
     return T.nn.Sequential(T.nn.Flatten(), T.nn.Linear(6, 4), T.nn.ReLU(), T.nn.Linear(4, 2))
 
@@ -133,10 +139,8 @@ def test_repr_is_pytorchs(make: Any) -> None:
     assert repr(make(tg)) == repr(make(torch_module()))
 
 
-@pytest.mark.parametrize("T", ["tinygrad_ish", "torch"])
-def test_attributes(T: str) -> None:
-    """The same registration here and in PyTorch: a value decides where a name goes."""
-    lib = tg if T == "tinygrad_ish" else torch_module()
+def test_attributes(lib: Any) -> None:
+    """A value decides where a name goes."""
     m = lib.nn.Module()
     m.a = lib.nn.Parameter(lib.ones(1))
     m.b = lib.nn.Linear(1, 1)
@@ -275,13 +279,12 @@ def test_parameter() -> None:
 # --- walking ---------------------------------------------------------------------------------
 
 
-def test_apply_goes_below_first() -> None:
-    for T in (tg, torch_module()):
-        order: list[str] = []
-        net = nested(T)
-        names = {id(m): n for n, m in net.named_modules()}
-        assert net.apply(lambda m, o=order, n=names: o.append(n[id(m)])) is net
-        assert order == ["block.fc", "block", "head.0", "head.1", "head", "tied", ""]
+def test_apply_goes_below_first(lib: Any) -> None:
+    order: list[str] = []
+    net = nested(lib)
+    names = {id(m): n for n, m in net.named_modules()}
+    assert net.apply(lambda m: order.append(names[id(m)])) is net
+    assert order == ["block.fc", "block", "head.0", "head.1", "head", "tied", ""]
 
 
 def test_train_and_eval_reach_every_module() -> None:
@@ -508,26 +511,25 @@ def test_init_functions() -> None:
 # --- Sequential ------------------------------------------------------------------------------
 
 
-def test_sequential_is_a_list_of_modules() -> None:
-    for T in (tg, torch_module()):
-        layers = [T.nn.Linear(2, 3), T.nn.ReLU(), T.nn.Linear(3, 1)]
-        net = T.nn.Sequential(*layers)
-        assert len(net) == 3 and list(net) == layers
-        assert net[0] is layers[0] and net[-1] is layers[2]
-        with pytest.raises(IndexError):
-            net[3]
-        tail = net[1:]
-        assert type(tail) is T.nn.Sequential and list(tail) == layers[1:]
-        assert list(tail.state_dict()) == ["2.weight", "2.bias"]
-        assert len(net[:0]) == 0
-        assert net.append(T.nn.ReLU()) is net and len(net) == 4
-        assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
-        net[2] = T.nn.Linear(3, 5)
-        assert net(T.ones(1, 2)).shape == (1, 5)
-        assert [n for n, _ in net.named_children()] == ["0", "1", "2", "3"]
-        twice = T.nn.Sequential(layers[1], layers[0], layers[1])
-        assert len(twice) == len(list(twice)) == 3 and len(list(twice.children())) == 2
-        assert twice(T.ones(1, 2)).shape == (1, 3)
+def test_sequential_is_a_list_of_modules(lib: Any) -> None:
+    layers = [lib.nn.Linear(2, 3), lib.nn.ReLU(), lib.nn.Linear(3, 1)]
+    net = lib.nn.Sequential(*layers)
+    assert len(net) == 3 and list(net) == layers
+    assert net[0] is layers[0] and net[-1] is layers[2]
+    with pytest.raises(IndexError):
+        net[3]
+    tail = net[1:]
+    assert type(tail) is lib.nn.Sequential and list(tail) == layers[1:]
+    assert list(tail.state_dict()) == ["2.weight", "2.bias"]
+    assert len(net[:0]) == 0
+    assert net.append(lib.nn.ReLU()) is net and len(net) == 4
+    assert list(net.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    net[2] = lib.nn.Linear(3, 5)
+    assert net(lib.ones(1, 2)).shape == (1, 5)
+    assert [n for n, _ in net.named_children()] == ["0", "1", "2", "3"]
+    twice = lib.nn.Sequential(layers[1], layers[0], layers[1])
+    assert len(twice) == len(list(twice)) == 3 and len(list(twice.children())) == 2
+    assert twice(lib.ones(1, 2)).shape == (1, 3)
 
 
 def test_sequential_by_name() -> None:
@@ -644,16 +646,15 @@ def test_layers_are_pytorchs(make: Any) -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_relu_in_place() -> None:
-    for T in (tg, torch_module()):
-        x = T.tensor([-1.0, 2.0])
-        for out in (T.nn.ReLU(inplace=True)(x), T.nn.functional.relu(x, inplace=True)):
-            assert out is x and x.tolist() == [0.0, 2.0]
-        leaf = T.tensor([-1.0, 2.0], requires_grad=True)
-        hidden = leaf * 3
-        assert T.nn.functional.relu(hidden, True) is hidden
-        hidden.sum().backward()
-        assert leaf.grad.tolist() == [0.0, 3.0]
+def test_relu_in_place(lib: Any) -> None:
+    x = lib.tensor([-1.0, 2.0])
+    for out in (lib.nn.ReLU(inplace=True)(x), lib.nn.functional.relu(x, inplace=True)):
+        assert out is x and x.tolist() == [0.0, 2.0]
+    leaf = lib.tensor([-1.0, 2.0], requires_grad=True)
+    hidden = leaf * 3
+    assert lib.nn.functional.relu(hidden, True) is hidden
+    hidden.sum().backward()
+    assert leaf.grad.tolist() == [0.0, 3.0]
 
 
 CROSS_ENTROPY: list[dict[str, Any]] = [

@@ -48,17 +48,21 @@ def ours(arrays: list[np.ndarray]) -> list[tg.Tensor]:
     return [tg.tensor(a, requires_grad=True) for a in arrays]
 
 
+def host(t: Any) -> np.ndarray:
+    return t.detach().cpu().numpy()
+
+
 def set_grads(T: Any, params: list[Any], step: int, skipped: Any = ()) -> None:
     """Gradients that depend on the step and, so that errors would grow, on the values."""
     for i, p in enumerate(params):
         rng = np.random.default_rng(100 * step + i)
-        g = np.asarray(rng.normal(size=p.shape)) + np.sin(np.asarray(p.detach()))
-        p.grad = None if i in skipped else T.tensor(np.asarray(g, p.detach().numpy().dtype))
+        g = np.asarray(rng.normal(size=p.shape) + np.sin(host(p)), host(p).dtype)
+        p.grad = None if i in skipped else T.tensor(g)
 
 
 def check_close(got: list[Any], expected: list[Any], rtol: float = 1e-10) -> None:
     for i, (p, q) in enumerate(zip(got, expected, strict=True)):
-        p, q = np.asarray(p.detach()), np.asarray(q.detach())
+        p, q = host(p), host(q)
         assert p.dtype == q.dtype and p.shape == q.shape
         np.testing.assert_allclose(p, q, rtol=rtol, atol=rtol, err_msg=f"parameter {i}")
 
@@ -352,7 +356,7 @@ def test_resumes_bit_for_bit(name: str, carrier: str, backend: str, tmp_path: Pa
     )
     assert train(other, again, range(7, 15)) == expected
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
-        np.testing.assert_array_equal(p.detach().cpu().numpy(), q.detach().cpu().numpy())
+        np.testing.assert_array_equal(host(p), host(q))
     if name == "Adam decay":
         assert again.param_groups[0]["betas"] == (0.9, 0.999)
 
@@ -473,7 +477,7 @@ def test_dead_units_leave_no_denormals(name: str, backend: str) -> None:
     state = optimizer.state_dict()["state"]
     kinds = ["exp_avg", "exp_avg_sq"] if "Adam" in name else ["momentum_buffer"]
     for value in [state["0"][kind] for kind in kinds] + [p.detach() for p in net.parameters()]:
-        sizes = abs(value.cpu().numpy())
+        sizes = abs(host(value))
         assert np.isfinite(sizes).all()
         assert not ((sizes > 0) & (sizes < tiny(np.float32))).any()
     assert (state["0"][kinds[0]] == 0).any() or "decay" in name or "all" in name

@@ -688,6 +688,8 @@ MESSAGES = [
     ("tg.exp([1.0])", TypeError, r"exp: expected a Tensor, got list; make one with tinygrad_ish\.tensor"),
     ("tg.relu(2.0)", TypeError, r"relu: expected a Tensor, got float; make one"),
     ("tg.softmax(np.ones(2), 0)", TypeError, r"softmax: expected a Tensor, got ndarray; make one"),
+    ("tg.nn.functional.relu([1.0])", TypeError, r"relu: expected a Tensor, got list"),
+    ("tg.nn.functional.log_softmax([1.0], 0)", TypeError, r"log_softmax: expected a Tensor, got list"),
     ("tg.matmul([1.0], v)", TypeError, r"matmul: expected a Tensor, got list; make one"),
     ("tg.add(1, v)", TypeError, r"add: expected a Tensor, got int; make one"),
     ("v @ [1.0]", TypeError, r"matmul: expected a Tensor, got list"),

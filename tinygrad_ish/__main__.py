@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"tinygrad_ish {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("info", help="versions, CPU, threads, backends, compiled kernels")
-    inspect = commands.add_parser("inspect", help="what is in a weights file, and whether it is intact")
+    inspect = commands.add_parser(
+        "inspect", help="what is in a weights file, and whether it is intact"
+    )
     inspect.add_argument("file", help="a file that tinygrad_ish.save wrote")
     args = parser.parse_args(argv)
     if args.command == "info":
@@ -52,7 +54,9 @@ def info() -> None:
     print("backends")
     for name, backend in BACKENDS.items():
         reason = why_missing(name)
-        print(f"  {name:14} {'ready' if reason is None else 'missing. ' + reason} ({backend.device})")
+        print(
+            f"  {name:14} {'ready' if reason is None else 'missing. ' + reason} ({backend.device})"
+        )
     if why_missing("numba") is None:
         print("compiled kernels")
         for name, value in _cache().items():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -104,7 +104,7 @@ class Function:
     dtypes: tuple[Any, ...]
     edges: tuple[Function | _tensor.Tensor | None, ...]
     saved: Any = ()  # a tuple; None once the graph was freed
-    versions: list[tuple[int, Version, int]]  # of the arguments, and of the result, that are saved
+    versions: Sequence[tuple[int, Version, int]] = ()  # of the arguments and result in ``saved``
 
     def forward(ctx, *args: Any, **constants: Any) -> Array:
         raise TypeError(f"{type(ctx).__name__} defines no forward")
@@ -154,12 +154,13 @@ class Function:
         ctx.edges = tuple([a._node or a if n else None for a, n in zip(args, ctx.needs)])
         ctx.shapes = tuple([getattr(a, "shape", None) for a in arrays])
         ctx.dtypes = tuple([getattr(a, "dtype", None) for a in arrays])
-        saved = [id(s) for s in ctx.saved or ()]
-        ctx.versions = saved and [
-            (i, t._version, t._version.count)
-            for i, t in enumerate((*args, out))
-            if isinstance(t, _tensor.Tensor) and id(t._array) in saved
-        ]
+        if ctx.saved:
+            saved = [id(s) for s in ctx.saved]
+            ctx.versions = [
+                (i, t._version, t._version.count)
+                for i, t in enumerate((*args, out))
+                if isinstance(t, _tensor.Tensor) and id(t._array) in saved
+            ]
 
     def save(ctx, *arrays: Array) -> None:
         """Keep arrays for ``backward``, if there will be one."""
@@ -274,4 +275,4 @@ def _topological(root: Function) -> list[Function]:
 
 
 # Last, because tensor.py imports the names above.
-from . import tensor as _tensor  # noqa: E402
+from . import tensor as _tensor  # type: ignore[no-redef]  # noqa: E402

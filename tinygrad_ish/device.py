@@ -1,8 +1,8 @@
 """Where tensors live: device names, and the backend that serves each.
 
 "cpu" is served by the ``numba`` backend (by ``numpy`` where Numba is not installed) unless
-``set_default_device`` chose the other, "cuda" by ``cupy``. Wherever a device is named, a backend's name is accepted as well, to choose the kernels:
-``tg.tensor([1.0], device="numpy")``.
+``set_default_device`` chose another of the CPU's, "cuda" by ``cupy``. Wherever a device is named,
+a backend's name is accepted as well, to choose the kernels: ``tg.tensor([1.0], device="numpy")``.
 """
 
 from __future__ import annotations

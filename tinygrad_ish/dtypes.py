@@ -16,6 +16,7 @@ uint8, int8, int16, int32, int64 = (
 float16, float32, float64 = (np.dtype(name) for name in ("float16", "float32", "float64"))
 
 SUPPORTED = (bool_, uint8, int8, int16, int32, int64, float16, float32, float64)
+NAMES = frozenset(d.name for d in SUPPORTED)
 DEFAULT_FLOAT = float32
 
 _RANKS = {"b": 0, "u": 1, "i": 1, "f": 2}

@@ -22,7 +22,9 @@ from .kernels import Backend
 from .ops import elementwise, linalg, movement, reductions
 
 # Inside the class, int, float and bool are methods; the annotations need the types.
-_int, _float, _bool = int, float, bool
+_int = int
+_float = float
+_bool = bool
 Number = bool | int | float
 Operand = Union["Tensor", Number, np.ndarray, np.generic]
 Dim = Union[int, "tuple[int, ...]", "list[int]", None]
@@ -338,7 +340,7 @@ class Tensor:
         for a in args:
             if isinstance(a, Tensor):
                 device, dtype = a.backend, a.dtype
-            elif isinstance(a, Backend) or (isinstance(a, str) and not _names_dtype(a)):
+            elif isinstance(a, Backend) or (isinstance(a, str) and a not in dtypes.NAMES):
                 device = a
             else:
                 dtype = a
@@ -439,7 +441,7 @@ class Tensor:
             "of it with tinygrad_ish.tensor(...)"
         )
 
-    def _float(self) -> Tensor:
+    def _floating(self) -> Tensor:
         """Itself if floating, else as the default float."""
         return self if dtypes.is_float(self.dtype) else self.to(dtypes.DEFAULT_FLOAT)
 
@@ -462,7 +464,7 @@ class Tensor:
     def div(self, other: Operand) -> Tensor:
         """self / other; integers give the default float."""
         a, b = self._pair(other, "div")
-        return elementwise.Div.apply(a._float(), b._float() if isinstance(b, Tensor) else b)
+        return elementwise.Div.apply(a._floating(), b._floating() if isinstance(b, Tensor) else b)
 
     def floor_divide(self, other: Operand) -> Tensor:
         """⌊self / other⌋, outside the graph."""
@@ -501,7 +503,7 @@ class Tensor:
 
     def sqrt(self) -> Tensor:
         """√self."""
-        return elementwise.Sqrt.apply(self._float())
+        return elementwise.Sqrt.apply(self._floating())
 
     def square(self) -> Tensor:
         """self²."""
@@ -509,19 +511,19 @@ class Tensor:
 
     def exp(self) -> Tensor:
         """e to the power self."""
-        return elementwise.Exp.apply(self._float())
+        return elementwise.Exp.apply(self._floating())
 
     def log(self) -> Tensor:
         """The natural logarithm."""
-        return elementwise.Log.apply(self._float())
+        return elementwise.Log.apply(self._floating())
 
     def sigmoid(self) -> Tensor:
         """1 / (1 + e^-self)."""
-        return elementwise.Sigmoid.apply(self._float())
+        return elementwise.Sigmoid.apply(self._floating())
 
     def tanh(self) -> Tensor:
         """The hyperbolic tangent."""
-        return elementwise.Tanh.apply(self._float())
+        return elementwise.Tanh.apply(self._floating())
 
     def relu(self) -> Tensor:
         """max(self, 0), elementwise."""
@@ -559,7 +561,7 @@ class Tensor:
 
     def __rtruediv__(self, other: Operand) -> Tensor:
         a, b = self._pair(other, "div")
-        return elementwise.Div.apply(b._float() if isinstance(b, Tensor) else b, a._float())
+        return elementwise.Div.apply(b._floating() if isinstance(b, Tensor) else b, a._floating())
 
     def __floordiv__(self, other: Operand) -> Tensor:
         return self.floor_divide(other)
@@ -694,8 +696,9 @@ class Tensor:
     def var(self, dim: Dim = None, keepdim: _bool = False, *, correction: _int = 1) -> Tensor:
         """Σ (x - mean)² / (n - correction) over ``dim``."""
         centred = self - self.mean(dim, keepdim=True)
-        n = math.prod(self.shape[a] for a in self._axes(dim) or range(self.ndim))
-        return (centred * centred).sum(dim, keepdim) / max(n - correction, 0)
+        return reductions.Mean.apply(
+            centred * centred, axis=self._axes(dim), keepdim=keepdim, correction=correction
+        )
 
     def std(self, dim: Dim = None, keepdim: _bool = False, *, correction: _int = 1) -> Tensor:
         """The root of ``var``."""
@@ -711,12 +714,18 @@ class Tensor:
         self._refuse_empty("amin", dim)
         return reductions.Amin.apply(self, axis=self._axes(dim), keepdim=keepdim)
 
-    def max(self, dim: _int | None = None, keepdim: _bool = False) -> Any:
-        """The largest element; with ``dim``, (values, indices) along that axis."""
+    def max(self, dim: _int | Tensor | None = None, keepdim: _bool = False) -> Any:
+        """The largest element; with ``dim``, (values, indices) along that axis; with another
+        tensor, ``maximum``."""
+        if isinstance(dim, Tensor):
+            return self.maximum(dim)
         return self.amax() if dim is None else self._pick(self.argmax(dim, True), dim, keepdim)
 
-    def min(self, dim: _int | None = None, keepdim: _bool = False) -> Any:
-        """The smallest element; with ``dim``, (values, indices) along that axis."""
+    def min(self, dim: _int | Tensor | None = None, keepdim: _bool = False) -> Any:
+        """The smallest element; with ``dim``, (values, indices) along that axis; with another
+        tensor, ``minimum``."""
+        if isinstance(dim, Tensor):
+            return self.minimum(dim)
         return self.amin() if dim is None else self._pick(self.argmin(dim, True), dim, keepdim)
 
     def _pick(self, index: Tensor, dim: _int, keepdim: _bool) -> Extreme:
@@ -752,15 +761,15 @@ class Tensor:
 
     def softmax(self, dim: _int) -> Tensor:
         """e^self / Σ e^self along ``dim``."""
-        return reductions.Softmax.apply(self._float()._rank_one(), axis=self._axis(dim)).reshape(
+        return reductions.Softmax.apply(self._floating()._rank_one(), axis=self._axis(dim)).reshape(
             self.shape
         )
 
     def log_softmax(self, dim: _int) -> Tensor:
         """The logarithm of softmax along ``dim``."""
-        return reductions.LogSoftmax.apply(self._float()._rank_one(), axis=self._axis(dim)).reshape(
-            self.shape
-        )
+        return reductions.LogSoftmax.apply(
+            self._floating()._rank_one(), axis=self._axis(dim)
+        ).reshape(self.shape)
 
     def _rank_one(self) -> Tensor:
         return self if self.ndim else self.reshape(1)
@@ -1140,6 +1149,8 @@ def _host_array(data: Any) -> np.ndarray:
 def _without_tensors(data: Any) -> Any:
     if isinstance(data, Tensor):
         return data.backend.to_numpy(data._array)
+    if hasattr(data, "__array__"):
+        return np.asarray(data)
     if isinstance(data, (list, tuple)) and data and not isinstance(data[0], (int, float)):
         return [_without_tensors(x) for x in data]
     return data
@@ -1150,7 +1161,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"from_numpy: expected an ndarray, got {type(array).__name__}")
     dtypes.as_dtype(array.dtype)
-    return Tensor(array, resolve("cpu"))
+    return Tensor(np.asarray(array), resolve("cpu"))  # of no subclass: a matrix is no array
 
 
 def from_dlpack(source: Any) -> Tensor:
@@ -1170,7 +1181,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
         return data.to(dtype=dtype, device=device)
     backend = resolve(device)
     if dtype is None and backend.owns(data) and data.dtype in dtypes.SUPPORTED:
-        return Tensor(data, backend)
+        return Tensor(backend.asarray(data), backend)
     return tensor(data, dtype, backend)
 
 
@@ -1261,7 +1272,7 @@ def eye(n: int, m: int | None = None, dtype: Any = None, device: Any = None) -> 
 # --- functions of several tensors ------------------------------------------------------------
 
 
-def where(condition: Tensor, input: Operand | None, other: Operand) -> Tensor:
+def where(condition: Tensor, input: Operand, other: Operand) -> Tensor:
     """``input`` where the bool condition holds, else ``other``; the three broadcast."""
     if not isinstance(condition, Tensor) or condition.dtype != dtypes.bool_:
         got = condition.dtype.name if isinstance(condition, Tensor) else type(condition).__name__
@@ -1331,10 +1342,6 @@ def function(method: Method) -> Method:
 
 def _is_operand(x: Any) -> bool:
     return isinstance(x, (Tensor, bool, int, float, np.ndarray, np.generic))
-
-
-def _names_dtype(name: str) -> bool:
-    return name in {d.name for d in dtypes.SUPPORTED}
 
 
 def _flat(sizes: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -6,17 +6,18 @@ import math
 
 from ..dtypes import is_float
 from ..ops import linalg, losses
-from ..tensor import Tensor
+from ..tensor import Tensor, function
 
-sigmoid = Tensor.sigmoid
-tanh = Tensor.tanh
-softmax = Tensor.softmax
-log_softmax = Tensor.log_softmax
+sigmoid = function(Tensor.sigmoid)
+tanh = function(Tensor.tanh)
+softmax = function(Tensor.softmax)
+log_softmax = function(Tensor.log_softmax)
 
 
+@function
 def relu(input: Tensor, inplace: bool = False) -> Tensor:
     """max(input, 0), written over ``input`` if ``inplace``."""
-    return input.relu_() if inplace else Tensor.relu(input)
+    return input.relu_() if inplace else input.relu()
 
 
 def linear(

@@ -26,16 +26,14 @@ class Sum(Function):
 
 
 class Mean(Function):
-    """Σ x / n."""
+    """Σ x / (n - correction)."""
 
-    def forward(ctx, x: Array, axis: Axes, keepdim: bool) -> Array:
-        ctx.kept = kept(x.shape, axis)
-        ctx.save(x)
-        return ctx.k.mean(x, axis, keepdim)
+    def forward(ctx, x: Array, axis: Axes, keepdim: bool, correction: int = 0) -> Array:
+        ctx.kept, ctx.correction = kept(x.shape, axis), correction
+        return ctx.k.mean(x, axis, keepdim, correction)
 
     def backward(ctx, g: Array) -> Any:
-        (x,) = ctx.saved
-        return ctx.k.mean_backward(ctx.k.reshape(g, ctx.kept), x)
+        return ctx.k.mean_backward(ctx.k.reshape(g, ctx.kept), ctx.shapes[0], ctx.correction)
 
 
 class Extremum(Function):

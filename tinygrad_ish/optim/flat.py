@@ -120,8 +120,6 @@ class Flat:
     def restore(self, state: Mapping[str, Mapping[str, Any]], lr: float) -> None:
         """Take up what ``saved`` gave; parameters that it does not name start anew."""
         clocks: dict[int, Clock] = {}
-        for flat in self._state.values():
-            flat[...] = 0
         for i, name in enumerate(self.names):
             own = state.get(name, {"step": 0})
             step = int(own["step"])
