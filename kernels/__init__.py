@@ -85,7 +85,7 @@ class Backend:
         ``progress(done, total, name)`` is called around each compilation, and not at all where
         everything is in the disk cache or nothing is compiled.
         """
-        module = importlib.import_module(self._overrides) if self._overrides else None
+        module: Any = importlib.import_module(self._overrides) if self._overrides else None
         if hasattr(module, "warmup"):
             module.warmup(reference.__all__ if names is None else names, dtype, progress)
 

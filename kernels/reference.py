@@ -755,7 +755,7 @@ def sgd_step(
     xp, dtype = namespace(p), p.dtype.type
     lr = state[0].astype(p.dtype)
     d = _flush(g + dtype(weight_decay) * p if weight_decay else g)
-    if momentum:
+    if buf is not None:
         share = xp.where(state[1] == 1, 1.0, 1.0 - dampening).astype(p.dtype)
         buf[...] = _flush(dtype(momentum) * buf + share * d)
         d = d + dtype(momentum) * buf if nesterov else buf

@@ -730,3 +730,12 @@ def test_gradcheck_refuses_what_it_cannot_check() -> None:
         tg.gradcheck(lambda x: x > 0, x)
     with pytest.raises(tg.GradientError, match="does not depend on anything"):
         tg.gradcheck(lambda x: x.detach() * 2, x)
+
+
+def test_a_gradient_is_a_tensor_or_none() -> None:
+    x = tg.ones(2, requires_grad=True)
+    with pytest.raises(TypeError, match=r"grad: expected a Tensor or None, got ndarray"):
+        x.grad = np.ones(2, np.float32)
+    x.grad = tg.ones(2)
+    x.sum().backward()
+    assert x.grad.tolist() == [2.0, 2.0]

@@ -48,12 +48,10 @@ class Tensor:
     """
 
     __slots__ = (
-        "__weakref__", "_array", "_is_view", "_node", "_rebased", "_requires_grad", "_version",
-        "backend", "grad",
+        "__weakref__", "_array", "_grad", "_is_view", "_node", "_rebased", "_requires_grad",
+        "_version", "backend",
     )  # fmt: skip
     __array_priority__ = 1000  # an ndarray on the left leaves the operation to us
-
-    grad: Tensor | None
 
     def __init__(self, array: Array, backend: Backend | None = None) -> None:
         self.backend = backend = backend or resolve(None)
@@ -68,7 +66,7 @@ class Tensor:
         self._is_view = False
         self._rebased: int | None = None  # of a view: version.rebased when it was made
         self._node: Function | None = None
-        self.grad = None
+        self._grad: Tensor | None = None
         self._requires_grad = False
 
     # --- what it is ------------------------------------------------------------------------
@@ -101,6 +99,17 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, value: _bool) -> None:
         self.requires_grad_(value)
+
+    @property
+    def grad(self) -> Tensor | None:
+        """What ``backward`` has added up for this leaf; None before, and after it is dropped."""
+        return self._grad
+
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None:
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"grad: expected a Tensor or None, got {type(value).__name__}")
+        self._grad = value
 
     @property
     def is_leaf(self) -> _bool:

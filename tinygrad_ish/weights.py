@@ -495,7 +495,7 @@ def _unpack(packed: bytes) -> dict[str, Any]:
         raise WeightsError(f"it is of the kind {_shown(header['kind'])}, expected 'weights'")
     if type(header["tensors"]) is not list or type(header["metadata"]) is not dict:
         raise _damaged("the header's tensors are not an array, or its metadata not a map")
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def _tensor(line: Any, index: int, start: int) -> _Tensor:
