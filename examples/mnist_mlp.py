@@ -49,8 +49,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of weights, order, augmentation (0)")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cpu)")
     add("--backend", choices=["numba", "numpy", "cupy"], help="kernels (the device's fastest)")
-    add("--augment", action="store_true", help="learn from shifted, turned and bent copies: a "
-        "better network in a minute; --hidden is 256 128 then, --epochs 60")  # fmt: skip
+    add("--augment", action="store_true", help="learn from shifted, turned and slanted copies: a "
+        "better network in half a minute; --hidden is 256 128 then, --epochs 60")  # fmt: skip
     add("--full", nargs="?", const="", metavar="FOLDER", help="MNIST's 60,000 images, from FOLDER "
         "or downloaded; without either, the bundled ones")  # fmt: skip
     add("--fashion", nargs="?", const="", metavar="FOLDER", help="pictures of clothes instead "
