@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 
 # Numba's, PyTorch's and OpenBLAS's threads would contend for the cores of one process.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -69,9 +70,13 @@ def _fresh_defaults() -> Generator[None, None, None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Say how many op × dtype × case comparisons ran on each backend."""
+    """Say what was skipped and why, and how many comparisons ran on each backend."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, n in reasons.items():
+        terminalreporter.write_line(f"skipped {n}: {reason}")
     for module in list(sys.modules.values()):
         ran = getattr(module, "RAN", None)
         if ran and module.__name__.startswith("tests."):
             counts = ", ".join(f"{n} on {what}" for what, n in sorted(ran.items()))
-            terminalreporter.write_line(f"{module.__name__}: {counts}")
+            terminalreporter.write_line(f"{module.__name__}: compared {counts}")
