@@ -42,7 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add = p.add_argument
     add("--epochs", type=positive, metavar="N", help="passes over the images (40)")
     add("--batch-size", type=positive, default=64, metavar="N", help="images in a step (64)")
-    add("--lr", type=float, metavar="X", help="learning rate at the start, from where it falls "
+    add("--lr", type=rate, metavar="X", help="learning rate at the start, from where it falls "
         "to 0 (adam 0.001, sgd 0.05)")  # fmt: skip
     add("--optimizer", choices=["adam", "sgd"], default="adam", help="sgd has momentum 0.9 (adam)")
     add("--hidden", type=positive, nargs="*", metavar="N", help="sizes of the hidden layers (128)")
@@ -59,10 +59,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "and pictures go (runs/mnist)")  # fmt: skip
     args = p.parse_args(argv)
     args.epochs = args.epochs or (60 if args.augment else 40)
-    args.hidden = (
-        args.hidden if args.hidden is not None else ([256, 128] if args.augment else [128])
-    )
-    args.lr = args.lr or (1e-3 if args.optimizer == "adam" else 0.05)
+    if args.hidden is None:
+        args.hidden = [256, 128] if args.augment else [128]
+    args.lr = args.lr or {"adam": 1e-3, "sgd": 0.05}[args.optimizer]
     return args
 
 
@@ -71,6 +70,13 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
     return int(text)
+
+
+def rate(text: str) -> float:
+    """A number above 0, for argparse."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return float(text)
 
 
 # --- data --------------------------------------------------------------------------------------
@@ -89,7 +95,8 @@ def load(args: argparse.Namespace) -> tuple[str, Dataset, Dataset, Dataset]:
         name, source, root = "Fashion-MNIST", datasets.FashionMNIST, args.fashion or None
     elif args.full is not None:
         try:
-            datasets.MNIST(args.full or None, train=False, download=True)
+            for train in (True, False):
+                datasets.MNIST(args.full or None, train, download=True)
             name, root = "MNIST", args.full or None
         except datasets.DataError as error:
             print(f"--full: {error}\nGoing on with the bundled digits.\n", file=sys.stderr)

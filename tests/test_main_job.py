@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import tinygrad_ish as tg
-from tinygrad_ish import kernels
+from tinygrad_ish import datasets, kernels
 from tinygrad_ish.kernels import Backend, cpu, reference
 from tinygrad_ish.kernels.cpu._jit import kernels_of
 
@@ -113,6 +113,9 @@ def test_without_matplotlib_the_pictures_are_skipped(
         (["--device", "cuda"], "backend 'cupy' cannot run here"),
         (["--batch-size", "0"], "must be 1 or more, got 0"),
         (["--epochs", "-3"], "must be 1 or more, got -3"),
+        (["--lr", "0"], "must be a number above 0, got 0"),
+        (["--lr", "nan"], "must be a number above 0, got nan"),
+        (["--seed", "-1"], "expected an int of 0 or more, got -1"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -134,6 +137,18 @@ def test_what_cannot_be_done_is_said_at_once(
     with pytest.raises(SystemExit) as stopped:
         run_here(monkeypatch, tmp_path / "out", *(o.format(**places) for o in options))
     assert message in f"{stopped.value}{capsys.readouterr().err}"
+
+
+def test_the_full_set_falls_back_to_the_bundled_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(datasets.MNIST, "mirrors", ("http://127.0.0.1:9/",))  # nobody is there
+    options = ("--full", str(tmp_path / "mnist"), "--epochs", "1", "--batch-size", "256")
+    run_here(monkeypatch, tmp_path / "out", *options)
+    printed = capsys.readouterr()
+    assert "could not be downloaded; tried http://127.0.0.1:9/" in printed.err
+    assert "Going on with the bundled digits." in printed.err
+    assert "test accuracy (10k subset)" in printed.out
 
 
 def test_without_an_install_two_lines_mend_it() -> None:
