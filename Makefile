@@ -27,7 +27,7 @@ test: $(DEV)   ## run the tests (ARGS="-k relu" picks some)
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-gpu: $(VENV)/.with-dev,gpu  ## run the tests that need CuPy and a CUDA device
-	@$(BIN)/python -m pytest -m gpu $(ARGS)
+	@TINYGRAD_ISH_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(DEV)   ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -41,11 +41,11 @@ types: $(DEV)  ## mypy on the built wheel
 wheel-check: $(DEV)  ## build the wheel and use it from a clean environment
 	@$(BIN)/python scripts/check_wheel.py
 
-check: lint types test wheel-check  ## the one door: everything that CI runs
+check: lint types test wheel-check  ## the one door: what CI runs (EXTRAS=dev,parity compares with PyTorch too)
 
 clean:         ## remove .venv, caches and build products (runs/ stays)
 	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	@find kernels tinygrad_ish serve tests examples scripts -name __pycache__ -prune -exec rm -rf {} +
+	@find kernels tinygrad_ish serve tests examples scripts benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # An environment is ready, and an extra is in it, when the stamp says so: a failed or interrupted
 # step leaves none and is done again.

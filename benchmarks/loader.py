@@ -56,8 +56,7 @@ def loaders(
         import torch.utils.data as torch_data
         from torch import from_numpy as torch_tensor
     except ImportError:
-        print("PyTorch is not installed: its DataLoader is left out (pip install torch)")
-        return found
+        return found  # PyTorch is not installed (pip install -e '.[parity]')
     theirs = torch_data.TensorDataset(torch_tensor(images), torch_tensor(labels))
     return [
         *found,

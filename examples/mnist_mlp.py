@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ try:
 except ImportError as error:
     sys.exit(
         f"{error}: this Python does not have the project. From its folder, run\n"
-        "  python3 -m venv .venv && .venv/bin/pip install -e '.[examples]'\n"
+        "  python3 -m venv .venv && .venv/bin/python -m pip install -e '.[examples]'\n"
         f"  .venv/bin/python {' '.join(sys.argv)}"
     )
 
@@ -46,8 +47,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "to 0 (adam 0.001, sgd 0.05)")  # fmt: skip
     add("--optimizer", choices=["adam", "sgd"], default="adam", help="sgd has momentum 0.9 (adam)")
     add("--hidden", type=positive, nargs="*", metavar="N", help="sizes of the hidden layers (128)")
-    add("--seed", type=int, default=0, metavar="N", help="of weights, order, augmentation (0)")
-    add("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cpu)")
+    add("--seed", type=seed, default=0, metavar="N", help="of weights, order, augmentation (0)")
+    add("--device", choices=["cpu", "cuda"], help="where to compute (cpu)")
     add("--backend", choices=["numba", "numpy", "cupy"], help="kernels (the device's fastest)")
     add("--augment", action="store_true", help="learn from shifted, turned and slanted copies: a "
         "better network in half a minute; --hidden is 256 128 then, --epochs 60")  # fmt: skip
@@ -58,6 +59,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("runs/mnist"), metavar="FOLDER", help="where the weights "
         "and pictures go (runs/mnist)")  # fmt: skip
     args = p.parse_args(argv)
+    if args.backend and args.device and (args.backend == "cupy") != (args.device == "cuda"):
+        p.error(f"--backend {args.backend} does not run on --device {args.device}")
     args.epochs = args.epochs or (60 if args.augment else 40)
     if args.hidden is None:
         args.hidden = [256, 128] if args.augment else [128]
@@ -67,19 +70,36 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def positive(text: str) -> int:
     """An int of 1 or more, for argparse."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an int of 1 or more, got {text}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An int from 0 to 2⁶³ - 1, for argparse."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"must be an int from 0 to 2**63 - 1, got {text}")
     return int(text)
 
 
 def rate(text: str) -> float:
     """A number above 0, for argparse."""
-    if not 0 < float(text) < math.inf:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
-    return float(text)
+    return value
 
 
 # --- data --------------------------------------------------------------------------------------
+
+
+# Mean and deviation of MNIST's pixels: inputs around 0 are learnt from faster.
+NORMALIZE = transforms.Normalize(0.1307, 0.3081)
+# Each image turned, shifted, sized and slanted by chance, anew in every epoch.
+AUGMENT = transforms.RandomAffine(degrees=12, translate=(0.08, 0.08), scale=(0.85, 1.15), shear=10)
 
 
 def load(args: argparse.Namespace) -> tuple[str, Dataset, Dataset, Dataset]:
@@ -90,14 +110,14 @@ def load(args: argparse.Namespace) -> tuple[str, Dataset, Dataset, Dataset]:
     """
     as_they_are = transforms.Compose([transforms.ToTensor(), NORMALIZE])
     bent = transforms.Compose([transforms.ToTensor(), AUGMENT, NORMALIZE])
-    name, source, root = "10k subset", datasets.MNIST, BUNDLED
+    source, root = datasets.MNIST, BUNDLED
     if args.fashion is not None:
-        name, source, root = "Fashion-MNIST", datasets.FashionMNIST, args.fashion or None
+        source, root = datasets.FashionMNIST, args.fashion or None
     elif args.full is not None:
         try:
             for train in (True, False):
                 datasets.MNIST(args.full or None, train, download=True)
-            name, root = "MNIST", args.full or None
+            root = args.full or None
         except datasets.DataError as error:
             print(f"--full: {error}\nGoing on with the bundled digits.\n", file=sys.stderr)
 
@@ -108,13 +128,9 @@ def load(args: argparse.Namespace) -> tuple[str, Dataset, Dataset, Dataset]:
     held_out = len(plain) // 10
     kept = range(len(plain) - held_out)
     validation = Subset(plain, range(len(kept), len(plain)))
-    return name, Subset(learn, kept), validation, images(False, as_they_are)
-
-
-# Mean and deviation of MNIST's pixels: inputs around 0 are learnt from faster.
-NORMALIZE = transforms.Normalize(0.1307, 0.3081)
-# Each image turned, shifted, sized and slanted by chance, anew in every epoch.
-AUGMENT = transforms.RandomAffine(degrees=12, translate=(0.08, 0.08), scale=(0.85, 1.15), shear=10)
+    test = images(False, as_they_are)
+    name = "10k subset" if test.files[0].name.startswith("mnist10k") else source.__name__
+    return name, Subset(learn, kept), validation, test
 
 
 # --- training ----------------------------------------------------------------------------------
@@ -137,7 +153,7 @@ def compile_kernels(names: tuple[str, ...]) -> None:
         nonlocal bar
         bar = bar or tqdm(total=total, desc="compiling kernels (once)", unit="kernel")
         bar.update(done - bar.n)
-        bar.set_postfix_str(name)
+        bar.set_postfix_str(name.rpartition(".")[2].lstrip("_"))
 
     tg.get_default_backend().warmup(names, progress=show)
     if bar is not None:
@@ -153,16 +169,16 @@ def train_epoch(
     optimizer: optim.Optimizer,
     loader: DataLoader,
     rates: Iterator[float],
+    validation: Dataset,
     title: str,
-) -> tuple[float, float]:
-    """One pass over the training images, with a bar; mean loss and accuracy."""
+) -> tuple[float, float, float, float]:
+    """One pass over the training images, with a bar; loss and accuracy there and in validation."""
     device = tg.get_default_backend()
     total, right, seen = 0.0, 0, 0
     bar = tqdm(
         total=len(loader.dataset),
         desc=title,
         unit=" samples",
-        unit_scale=True,
         mininterval=0.1 if sys.stderr.isatty() else math.inf,  # in a log: one line an epoch
     )
     with bar:
@@ -179,10 +195,13 @@ def train_epoch(
             seen += len(y)
             if bar.update(len(y)):
                 bar.set_postfix_str(f"loss {total / seen:.3f}, accuracy {right / seen:.1%}", False)
-        bar.set_postfix_str(f"loss {total / seen:.3f}, accuracy {right / seen:.1%}")
+        loss, accuracy = evaluate(model, validation)[:2]
+        bar.set_postfix_str(
+            f"loss {total / seen:.3f}, accuracy {right / seen:.1%}, validation {accuracy:.1%}"
+        )
     if not math.isfinite(total):
         sys.exit("The loss is no longer a number; try a smaller --lr.")
-    return total / seen, right / seen
+    return total / seen, right / seen, loss, accuracy
 
 
 @tg.no_grad()
@@ -210,15 +229,14 @@ def train(
     steps = args.epochs * len(loader)
     rates = (args.lr * (1 - step / steps) for step in range(steps))
     curves: dict[str, list[float]] = {
-        "training loss": [], "validation loss": [],
-        "training accuracy": [], "validation accuracy": [],
+        "training loss": [], "training accuracy": [],
+        "validation loss": [], "validation accuracy": [],
     }  # fmt: skip
     try:
         for epoch in range(args.epochs):
             title = f"epoch {epoch + 1:2}/{args.epochs}"
-            found = train_epoch(model, optimizer, loader, rates, title)
-            found += evaluate(model, validation)[:2]
-            for name, value in zip(curves, (found[0], found[2], found[1], found[3]), strict=True):
+            found = train_epoch(model, optimizer, loader, rates, validation, title)
+            for name, value in zip(curves, found, strict=True):
                 curves[name].append(value)
     except KeyboardInterrupt:
         print(f"\nStopped in epoch {epoch + 1}; keeping the weights so far.")
@@ -229,13 +247,11 @@ def train(
 
 
 def main() -> None:
-    """Load, train, test, write."""
+    """Load, train, save, test, draw."""
     args = parse()
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        (args.out / ".writable").touch()
-        (args.out / ".writable").unlink()
-        tg.set_default_device(args.backend or args.device)
+        check_writable(args.out)
+        tg.set_default_device(args.backend or args.device or "cpu")
         tg.manual_seed(args.seed)
         name, learn, validation, test = load(args)
     except (ValueError, OSError) as error:
@@ -250,24 +266,40 @@ def main() -> None:
     started = time.perf_counter()
     curves = train(args, model, learn, validation)
     seconds = time.perf_counter() - started
-    _, accuracy, probabilities, labels = evaluate(model, test)
-    right = (probabilities.argmax(1) == labels).sum().item()
     weights = args.out / "digits.msgpack"
-    metadata = {"model": sizes, "data": name, "test accuracy": accuracy, "seed": args.seed}
-    tg.save(model.state_dict(), weights, metadata)
-    names = [c.split(" - ")[0] for c in test.classes]
-    print(f"\n{confusion(probabilities, labels, names)}\n")
-    print(f"test accuracy ({name}): {accuracy:.2%}, {right} of {len(test)}; ", end="")
-    print(f"training took {seconds:.1f} s")
-    print(f"wrote {weights}{pictures.write(args.out, curves, test, probabilities)}")
-    print(f"next: {_python()} -m tinygrad_ish inspect {weights}")
+    metadata = {"model": sizes, "data": name, "seed": args.seed}
+    if curves["validation accuracy"]:
+        metadata["validation accuracy"] = curves["validation accuracy"][-1]
+    try:
+        tg.save(model.state_dict(), weights, metadata)
+        _, accuracy, probabilities, labels = evaluate(model, test)
+        names = [c.split(" - ")[0] for c in test.classes]
+        print(f"\n{confusion(probabilities, labels, names)}\n")
+        right = (probabilities.argmax(1) == labels).sum().item()
+        print(f"test accuracy ({name}): {accuracy:.2%}, {right} of {len(test)}; ", end="")
+        print(f"training took {seconds:.1f} s")
+        print(f"wrote {weights}", end="")
+        print(pictures.write(args.out, curves, test, probabilities))
+    except OSError as error:
+        sys.exit(f"\nmnist_mlp: {error}")
+    print(f"next: {_python()} -m tinygrad_ish inspect {shlex.quote(str(weights))}")
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder; raise OSError, before any work is done, if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise OSError(f"--out {folder} cannot be written ({error}); name another folder") from error
 
 
 def _python() -> str:
     """This Python, as one would type it here."""
-    here = Path.cwd()
-    python = Path(sys.executable)
-    return str(python.relative_to(here) if python.is_relative_to(here) else python)
+    here, python = Path.cwd(), Path(sys.executable)
+    found = python.relative_to(here) if python.is_relative_to(here) else python
+    return shlex.quote(str(found))
 
 
 def confusion(probabilities: tg.Tensor, labels: tg.Tensor, names: list[str]) -> str:
@@ -284,4 +316,7 @@ def confusion(probabilities: tg.Tensor, labels: tg.Tensor, names: list[str]) -> 
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("\nmnist_mlp: stopped")

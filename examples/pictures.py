@@ -39,7 +39,7 @@ def draw_curves(plt: Any, curves: dict[str, list[float]], path: Path) -> None:
             if values:
                 shown = f" {values[-1]:.1%}" if what == "accuracy" else f" {values[-1]:.3f}"
                 axis.annotate(shown, (len(values), values[-1]), color=colour, va="center")
-        axis.set(xlabel="epoch", title=what)
+        axis.set(xlabel="epoch", title="loss (of smoothed labels)" if what == "loss" else what)
         axis.grid(alpha=0.25)
         axis.legend(frameon=False)
     figure.savefig(path, dpi=130)

@@ -307,7 +307,8 @@ def bitwise_or(a: Array, b: Array, out: Array | None = None) -> Array:
 
 
 def copy(x: Array, out: Array | None = None) -> Array:
-    """The same values in C-contiguous memory of their own; into ``out``, x broadcasts."""
+    """The same values in C-contiguous memory of their own; into ``out``, x broadcasts, and may
+    overlap it."""
     if out is None:
         return x.copy(order="C")
     if out.dtype != x.dtype:
@@ -546,6 +547,19 @@ def check_linear(x: Array, w: Array, b: Array | None, activation: str | None) ->
         raise ValueError(f"linear: activation must be None or 'relu', got {activation!r}")
 
 
+def check_linear_backward(
+    g: Array, x: Array, w: Array, y: Array | None, activation: str | None
+) -> None:
+    """Raise unless g (N, K) fits x (N, D) and w (K, D), and y is there where it is needed."""
+    check_linear(x, w, None, activation)
+    if g.shape != (x.shape[0], w.shape[0]):
+        raise ValueError(
+            f"linear_backward: expected g [{x.shape[0]}, {w.shape[0]}], got {list(g.shape)}"
+        )
+    if activation == "relu" and y is None:
+        raise ValueError("linear_backward: activation 'relu' needs y, the output of linear")
+
+
 @_quiet
 def linear(
     x: Array,
@@ -579,7 +593,7 @@ def linear_backward(
 
     With activation "relu", g is zeroed first where y <= 0; y is the output of ``linear``.
     """
-    check_linear(x, w, None, activation)
+    check_linear_backward(g, x, w, y, activation)
     inputs = (g, x, w, y)
     if activation == "relu":
         g = relu_backward(g, y)

@@ -18,6 +18,7 @@ import pytest
 import tinygrad_ish as tg
 
 REQUIRE_TORCH = "TINYGRAD_ISH_REQUIRE_TORCH"
+REQUIRE_GPU = "TINYGRAD_ISH_REQUIRE_GPU"
 
 # A first call compiles, which no per-example deadline should time.
 hypothesis.settings.register_profile("project", deadline=None)
@@ -25,6 +26,9 @@ hypothesis.settings.load_profile("project")
 
 
 def pytest_sessionstart() -> None:
+    reason = tg.kernels.why_missing("cupy")
+    if os.environ.get(REQUIRE_GPU) and reason is not None:
+        raise pytest.UsageError(f"{REQUIRE_GPU} is set, so the tests must run on a GPU. {reason}")
     if not os.environ.get(REQUIRE_TORCH):
         return
     try:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,17 @@ def test_info_names_versions_backends_and_the_cache(
         assert word in printed
     reason = tg.kernels.why_missing("cupy")
     assert reason is None or reason in printed
+
+
+def test_info_says_why_kernels_cannot_be_kept(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "tinygrad_ish", "info"],
+        env={**os.environ, "TINYGRAD_ISH_CACHE": str(tmp_path / "file" / "cache")},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "cannot keep compiled kernels" in done.stdout
+    assert "Set TINYGRAD_ISH_CACHE to a folder of your own" in done.stdout
 
 
 def test_inspect_shows_what_is_in_a_file(

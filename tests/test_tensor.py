@@ -781,3 +781,21 @@ def test_message(expression: str, error: type[Exception], message: str) -> None:
     m = tg.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     with pytest.raises(error, match=message):
         eval(expression, {"tg": tg, "np": np, "m": m, "v": m[0].clone()})
+
+
+def test_allclose_and_equal_decide_as_pytorch_does() -> None:
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch is not installed: pip install -e '.[parity]'"
+    )
+    inf, nan = float("inf"), float("nan")
+    pairs = [
+        ([1.0, 2.0], [1.0, 2.0]), ([1.0, 2.0], [1.0, 2.00001]), ([1.0, 2.0], [1.0, 2.1]),
+        ([inf, 1.0], [inf, 1.0]), ([inf], [-inf]), ([nan], [nan]), ([0.0], [1e-9]), ([], []),
+        ([inf], [1.0]), ([1.0], [inf]),
+    ]  # fmt: skip
+    for a, b in pairs:
+        x, y, z, w = tg.tensor(a), tg.tensor(b), torch.tensor(a), torch.tensor(b)
+        assert x.equal(y) == torch.equal(z, w), (a, b)
+        for nans in (False, True):
+            assert tg.allclose(x, y, equal_nan=nans) == torch.allclose(z, w, equal_nan=nans), (a, b)
+    assert not tg.equal(tg.ones(2), tg.ones(1))

@@ -511,7 +511,10 @@ START = b"\x86\xa6format\xactinygrad_ish\xa7version\x01\xa4kind\xa7weights\xa4tr
             sealed(b"\x93" + START[1:29]),
             "the header does not give its version",
         ),
-        (sealed(header(more=1)), "'metadata', 'more', 'tensors', 'tree', 'version'], not {"),
+        (
+            sealed(header(more=1)),
+            "'metadata', 'more', 'tensors', 'tree', 'version'], not ['format'",
+        ),
         (sealed(header(kind="program")), "it is of the kind 'program', expected 'weights'"),
         (sealed(header(tensors={})), "the header's tensors are not an array"),
         (sealed(header(metadata=[])), "the header's tensors are not an array, or its metadata"),
@@ -759,3 +762,14 @@ def test_describe_holds_one_tensor_at_a_time(path: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 3 * 2**20
     finally:
         tracemalloc.stop()
+
+
+def test_a_path_is_a_name_and_pytorchs_options_of_load_are_taken(path: str) -> None:
+    save({"w": np.ones(2, np.float32)}, path)
+    assert load(path, map_location="cpu", weights_only=True)["w"].tolist() == [1.0, 1.0]
+    with open(path, "rb") as file:
+        for call in (lambda: load(file), lambda: save({}, file)):
+            with pytest.raises(
+                TypeError, match=r"path: expected a name such as 'weights\.msgpack', got"
+            ):
+                call()

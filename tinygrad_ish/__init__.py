@@ -53,20 +53,21 @@ from .weights import WeightsError, load, save
 __version__ = "0.1.0"
 
 __all__ = [
-    "abs", "add", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "as_tensor",
-    "autograd", "BackendError", "bool", "broadcast_to", "cat", "clamp", "clone", "cuda",
-    "device", "div", "dot", "double", "empty", "enable_grad", "eq", "exp", "eye", "flatten",
-    "float", "float16", "float32", "float64", "floor_divide", "from_dlpack", "from_numpy",
-    "full", "full_like", "gather", "ge", "Generator", "get_default_backend", "get_rng_state",
-    "gradcheck", "GradientError", "gt", "half", "index_select", "InPlaceError", "int", "int16",
-    "int32", "int64", "int8", "is_grad_enabled", "isfinite", "isnan", "le", "linspace", "load",
-    "log", "log_softmax", "long", "lt", "manual_seed", "matmul", "max", "maximum", "mean",
-    "min", "minimum", "mm", "mul", "ne", "neg", "nn", "no_grad", "numel", "ones", "ones_like",
-    "optim", "permute", "pow", "rand", "rand_like", "randint", "randn", "randn_like",
-    "randperm", "relu", "remainder", "reshape", "result_type", "save", "set_default_device",
-    "set_grad_enabled", "set_rng_state", "sigmoid", "softmax", "sqrt", "square", "squeeze",
-    "stack", "std", "sub", "sum", "t", "tanh", "Tensor", "tensor", "transpose", "uint8",
-    "unsqueeze", "utils", "var", "WeightsError", "where", "zeros", "zeros_like",
+    "abs", "add", "all", "allclose", "amax", "amin", "any", "arange", "argmax", "argmin",
+    "as_tensor", "autograd", "BackendError", "bool", "broadcast_to", "cat", "clamp", "clone",
+    "cuda", "device", "div", "dot", "double", "empty", "enable_grad", "eq", "equal", "exp",
+    "eye", "flatten", "float", "float16", "float32", "float64", "floor_divide", "from_dlpack",
+    "from_numpy", "full", "full_like", "gather", "ge", "Generator", "get_default_backend",
+    "get_rng_state", "gradcheck", "GradientError", "gt", "half", "index_select", "InPlaceError",
+    "int", "int16", "int32", "int64", "int8", "is_grad_enabled", "isfinite", "isnan", "le",
+    "linspace", "load", "log", "log_softmax", "long", "lt", "manual_seed", "matmul", "max",
+    "maximum", "mean", "min", "minimum", "mm", "mul", "ne", "neg", "nn", "no_grad", "numel",
+    "ones", "ones_like", "optim", "permute", "pow", "rand", "rand_like", "randint", "randn",
+    "randn_like", "randperm", "relu", "remainder", "reshape", "result_type", "save",
+    "set_default_device", "set_grad_enabled", "set_rng_state", "sigmoid", "softmax", "sqrt",
+    "square", "squeeze", "stack", "std", "sub", "sum", "t", "tanh", "Tensor", "tensor",
+    "transpose", "uint8", "unsqueeze", "utils", "var", "WeightsError", "where", "zeros",
+    "zeros_like",
 ]  # fmt: skip
 
 half, float, double = float16, float32, float64
@@ -75,6 +76,7 @@ int, long = int32, int64
 abs = _function(Tensor.abs)
 add = _function(Tensor.add)
 all = _function(Tensor.all)
+allclose = _function(Tensor.allclose)
 amax = _function(Tensor.amax)
 amin = _function(Tensor.amin)
 any = _function(Tensor.any)
@@ -86,6 +88,7 @@ clone = _function(Tensor.clone)
 div = _function(Tensor.div)
 dot = _function(Tensor.dot)
 eq = _function(Tensor.eq)
+equal = _function(Tensor.equal)
 exp = _function(Tensor.exp)
 flatten = _function(Tensor.flatten)
 floor_divide = _function(Tensor.floor_divide)

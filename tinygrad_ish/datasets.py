@@ -21,7 +21,7 @@ import numpy as np
 from .tensor import Tensor, from_numpy
 from .transforms import ToTensor
 from .utils.data import Dataset, Rows, default_collate
-from .weights import _replacing
+from .weights import replacing
 
 _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -309,7 +309,7 @@ def _write(target: Path, data: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(str(target)) as file:
+        with replacing(str(target)) as file:
             file.write(data)
     except OSError as error:
         raise DataError(

@@ -58,7 +58,7 @@ default_generator = Generator()
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seed every draw from here on: initial weights, shuffling, augmentation, dropout."""
+    """Seed every draw from here on: initial weights, shuffling, augmentation."""
     return default_generator.manual_seed(seed)
 
 

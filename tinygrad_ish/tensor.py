@@ -665,6 +665,20 @@ class Tensor:
 
     __rand__, __ror__ = __and__, __or__
 
+    def allclose(
+        self, other: Tensor, rtol: _float = 1e-5, atol: _float = 1e-8, equal_nan: _bool = False
+    ) -> _bool:
+        """Whether |self - other| <= atol + rtol |other| everywhere; the shapes broadcast."""
+        near = ((self - other).abs() <= atol + rtol * other.abs()) & other.isfinite()
+        same = self == other  # infinities too
+        if equal_nan:
+            same = same | (self.isnan() & other.isnan())
+        return bool((near | same).all())
+
+    def equal(self, other: Tensor) -> _bool:
+        """Whether the shapes and all elements are the same."""
+        return self.shape == other.shape and bool((self == other).all())
+
     def isnan(self) -> Tensor:
         """Whether each element is NaN."""
         return self.ne(self)

@@ -146,7 +146,7 @@ def save(obj: Any, path: StrPath, metadata: dict[str, Any] | None = None) -> Non
     # them, so it is written twice and every payload is read once.
     first = header([bytes(32)] * len(arrays))
     _unpack(first)  # what load would refuse is refused before anything is written
-    with _replacing(os.fsdecode(path)) as file:
+    with replacing(_path_name(path)) as file:
         file.write(first + _DIGEST_LEAD + bytes(32))
         digests = [_write_payload(file, array) for _, array in arrays]
         final = header(digests)
@@ -155,8 +155,9 @@ def save(obj: Any, path: StrPath, metadata: dict[str, Any] | None = None) -> Non
         file.write(final + _DIGEST_LEAD + hashlib.sha256(final).digest())
 
 
-def load(path: StrPath) -> Any:
-    """The object that ``save`` wrote to ``path``, its tensors on the default device.
+def load(path: StrPath, map_location: Any = None, *, weights_only: bool = True) -> Any:
+    """The object that ``save`` wrote to ``path``, its tensors on ``map_location`` (a device), or
+    on the default one. ``weights_only`` is there for PyTorch's calls: a file holds nothing else.
 
     Arrays of a dtype that tensors lack (uint16, uint32, uint64) come back as NumPy arrays.
 
@@ -166,7 +167,11 @@ def load(path: StrPath) -> Any:
     from . import dtypes
     from .tensor import as_tensor
 
-    return _read(path, lambda array: as_tensor(array) if array.dtype in dtypes.SUPPORTED else array)
+    def convert(array: Array) -> Any:
+        known = array.dtype in dtypes.SUPPORTED
+        return as_tensor(array, device=map_location) if known else array
+
+    return _read(path, convert)
 
 
 def load_metadata(path: StrPath) -> dict[str, Any]:
@@ -314,7 +319,7 @@ def _write_payload(file: io.BufferedWriter, array: Array) -> bytes:
 
 
 @contextlib.contextmanager
-def _replacing(path: str) -> Iterator[io.BufferedWriter]:
+def replacing(path: str) -> Iterator[io.BufferedWriter]:
     """A new file that takes ``path``'s place when the block ends, or vanishes when it fails."""
     target = os.path.realpath(path)
     folder = os.path.dirname(target)
@@ -369,10 +374,19 @@ def _read(path: StrPath, convert: Any = lambda array: array) -> Any:
         return header.root[0]
 
 
+def _path_name(path: Any) -> str:
+    """The path as str; TypeError for a file object, which cannot be written all or nothing."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(
+            f"path: expected a name such as 'weights.msgpack', got {type(path).__name__}"
+        )
+    return os.fsdecode(path)
+
+
 @contextlib.contextmanager
 def _opened(path: StrPath) -> Iterator[io.BufferedReader]:
     """``path`` open for reading; a WeightsError inside gets the file's name in front."""
-    name = os.fsdecode(path)
+    name = _path_name(path)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -488,7 +502,9 @@ def _unpack(packed: bytes) -> dict[str, Any]:
             "by a newer version: upgrade tinygrad_ish"
         )
     if set(header) != _HEADER_KEYS:
-        raise _damaged(f"the header's keys are {_shown(sorted(header))}, not {_HEADER_KEYS}")
+        raise _damaged(
+            f"the header's keys are {_shown(sorted(header))}, not {sorted(_HEADER_KEYS)}"
+        )
     for key in ("kind", "tree", "tensors", "metadata"):
         _plain(header[key], (key,), None)
     if header["kind"] != "weights":

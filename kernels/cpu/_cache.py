@@ -82,9 +82,7 @@ class DiskCache:
     def save(self, name: str, payload: bytes) -> None:
         """Write the payload whole or not at all; other processes may do the same at once."""
         try:
-            os.makedirs(self._root, mode=0o700, exist_ok=True)
-            os.makedirs(self.folder, mode=0o700, exist_ok=True)
-            self._check_owner()
+            self._make_folder()
             _write(self._path(name), _digest(name, payload) + payload)
         except OSError as error:
             self._unusable(error)
@@ -97,10 +95,19 @@ class DiskCache:
 
     def info(self) -> CacheInfo:
         """What lies in the folder now, and what this process found there."""
-        sizes = []
-        with contextlib.suppress(OSError):  # the folder is made at the first save
+        problem, sizes = self.problem, []
+        try:
+            self._make_folder()
             sizes = [entry.stat().st_size for entry in os.scandir(self.folder)]
-        return CacheInfo(self.folder, len(sizes), sum(sizes), self.hits, self.misses, self.problem)
+            tempfile.TemporaryFile(dir=self.folder).close()
+        except OSError as error:
+            problem = problem or f"cannot keep compiled kernels ({error}). {REMEDY}"
+        return CacheInfo(self.folder, len(sizes), sum(sizes), self.hits, self.misses, problem)
+
+    def _make_folder(self) -> None:
+        os.makedirs(self._root, mode=0o700, exist_ok=True)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        self._check_owner()
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, f"{name}.bin")

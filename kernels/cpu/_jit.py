@@ -17,8 +17,10 @@ disk cache.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
+import os
 import pickle
 import sys
 import threading
@@ -87,6 +89,8 @@ class Kernel:
         """The dispatcher for this dtype, compiled or loaded from the disk if it is not yet."""
         with _compiling:
             if dtype not in self.compiled:
+                if self.parallel:
+                    _start_threads()
                 options = {**FLAGS, "parallel": self.parallel}
                 dispatcher = CPUDispatcher(self.function, targetoptions=options)
                 dispatcher._cache = _KernelCache(self.file_name(dtype))
@@ -101,6 +105,22 @@ class Kernel:
 
 
 _compiling = threading.Lock()
+
+
+@functools.cache
+def _start_threads() -> None:
+    """Start Numba's threads, told to sleep while they wait for work.
+
+    By default OpenMP's threads wait by spinning. Where another process uses a core they then hold
+    up each parallel kernel for milliseconds. OpenMP reads the setting once, at its start.
+    """
+    given = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = given or "passive"
+    try:
+        numba.get_num_threads()
+    finally:
+        if given is None:
+            del os.environ["OMP_WAIT_POLICY"]
 
 
 def _expand(signature: str, dtype: np.dtype) -> tuple[types.Type, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .. import reference
-from ..reference import check_linear
+from ..reference import check_linear, check_linear_backward
 from ._arrays import compilable, deliver, destination
 from ._jit import jit
 from .elementwise import relu_backward
@@ -67,15 +67,9 @@ def linear_backward(
     """
     if not compilable(g, x, w):
         return reference.linear_backward(g, x, w, y, activation, needs, out)
-    check_linear(x, w, None, activation)
-    if g.shape != (x.shape[0], w.shape[0]):
-        raise ValueError(
-            f"linear_backward: expected g [{x.shape[0]}, {w.shape[0]}], got {list(g.shape)}"
-        )
+    check_linear_backward(g, x, w, y, activation)
     inputs = (g, x, w, y)
-    if activation == "relu":
-        if y is None:
-            raise ValueError("linear_backward: activation 'relu' needs y, the output of linear")
+    if y is not None and activation == "relu":
         g = relu_backward(g, y)
     dx = dw = db = None
     if needs[0]:

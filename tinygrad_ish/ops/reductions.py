@@ -45,7 +45,10 @@ class Extremum(Function):
         y = getattr(ctx.k, ctx.kernel)(x, axis, True)
         ctx.axis = axis
         ctx.save(x, y)
-        return y if keepdim else getattr(ctx.k, ctx.kernel)(x, axis, False)
+        if keepdim:
+            return y
+        gone = range(x.ndim) if axis is None else axis
+        return ctx.k.reshape(y, tuple(n for i, n in enumerate(x.shape) if i not in gone))
 
     def backward(ctx, g: Array) -> Any:
         k, (x, y) = ctx.k, ctx.saved
