@@ -56,11 +56,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "or downloaded; without either, the bundled ones")  # fmt: skip
     add("--fashion", nargs="?", const="", metavar="FOLDER", help="pictures of clothes instead "
         "(Fashion-MNIST), from FOLDER, Debian's dataset-fashion-mnist, or downloaded")  # fmt: skip
-    add("--out", type=Path, default=Path("runs/mnist"), metavar="FOLDER", help="where the weights "
-        "and pictures go (runs/mnist)")  # fmt: skip
+    add("--out", type=Path, metavar="FOLDER", help="where the weights and pictures go (runs/mnist; "
+        "with --fashion runs/fashion)")  # fmt: skip
     args = p.parse_args(argv)
     if args.backend and args.device and (args.backend == "cupy") != (args.device == "cuda"):
         p.error(f"--backend {args.backend} does not run on --device {args.device}")
+    args.out = args.out or Path("runs/mnist" if args.fashion is None else "runs/fashion")
     args.epochs = args.epochs or (60 if args.augment else 40)
     if args.hidden is None:
         args.hidden = [256, 128] if args.augment else [128]
@@ -266,7 +267,7 @@ def main() -> None:
     started = time.perf_counter()
     curves = train(args, model, learn, validation)
     seconds = time.perf_counter() - started
-    weights = args.out / "digits.msgpack"
+    weights = args.out / ("digits.msgpack" if args.fashion is None else "clothes.msgpack")
     metadata = {"model": sizes, "data": name, "seed": args.seed}
     if curves["validation accuracy"]:
         metadata["validation accuracy"] = curves["validation accuracy"][-1]

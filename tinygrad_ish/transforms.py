@@ -256,7 +256,7 @@ def _span(
     span = (-value, value) if isinstance(value, (int, float)) else tuple(value)
     if len(span) != 2 or not low <= span[0] <= span[1] <= high or not all(map(math.isfinite, span)):
         raise ValueError(
-            f"RandomAffine: {name}: expected a range (smallest, largest) within [{low}, {high}], "
-            f"got {value}"
+            f"RandomAffine: {name}: expected a range (smallest, largest), or r of 0 or more for "
+            f"(-r, r), within [{low}, {high}]; got {value}"
         )
     return span[0], span[1]

@@ -116,7 +116,7 @@ class Optimizer:
         for i, flats in enumerate(self._flats):
             if not all(flat.holds() for flat in flats):
                 state = {n: s for flat in flats for n, s in flat.saved().items()}
-                self._check_state(state)
+                self._check_state(state)  # a parameter of another shape cannot take up its state
                 self._repack(i, state)
         for flats in self._flats:  # every gradient is checked before anything changes
             for flat in flats:
