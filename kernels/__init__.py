@@ -13,16 +13,21 @@ chosen by an environment variable, and Numba and CuPy are imported when they are
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from . import reference
 
-__all__ = ["BACKENDS", "Backend", "BackendError", "get_backend", "why_missing"]
+__all__ = [
+    "BACKENDS", "Backend", "BackendError", "get_backend", "get_num_threads", "set_num_threads",
+    "why_missing",
+]  # fmt: skip
 
 Array = reference.Array
 
@@ -89,6 +94,33 @@ class Backend:
         if hasattr(module, "warmup"):
             module.warmup(reference.__all__ if names is None else names, dtype, progress)
 
+    @contextlib.contextmanager
+    def observed(self, call: Callable[[str, Any, tuple[Any, ...], Any], Any]) -> Iterator[None]:
+        """Let ``call(name, kernel, args, kwargs)`` stand in the place of every kernel, for calls
+        from this thread inside the context."""
+        thread = threading.get_ident()
+
+        def observe(name: str, kernel: Any) -> Any:
+            def observed(*args: Any, **kwargs: Any) -> Any:
+                if threading.get_ident() != thread:
+                    return kernel(*args, **kwargs)
+                return call(name, kernel, args, kwargs)
+
+            return observed
+
+        kernels = {name: getattr(self, name) for name in reference.__all__}
+        self.__dict__.update({name: observe(name, kernel) for name, kernel in kernels.items()})
+        try:
+            yield
+        finally:
+            self.__dict__.update(kernels)
+
+    def lower(self, instructions: list[Any], exposed: list[Array]) -> list[Any]:
+        """The instructions of a program, with runs of them as plans where the backend makes such:
+        things with ``run()``, ``rebind`` and ``pieces``. The ``exposed`` arrays are read later."""
+        module: Any = importlib.import_module(self._overrides) if self._overrides else None
+        return module.lower(instructions, exposed) if hasattr(module, "lower") else instructions
+
     def owns(self, x: Any) -> bool:
         """Whether x is an array of this backend's array module."""
         return isinstance(x, self.xp.ndarray)
@@ -125,3 +157,24 @@ def get_backend(name: str) -> Backend:
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot run here. {reason}")
     return BACKENDS[name]
+
+
+def get_num_threads() -> int:
+    """The most threads that a kernel on the CPU uses."""
+    return int(_threads().get_num_threads())
+
+
+def set_num_threads(threads: int) -> None:
+    """Let kernels on the CPU, and NumPy's BLAS, use at most this many threads. No result of
+    the Numba backend depends on it.
+
+    Raises ValueError for a number outside 1 … the CPU's cores (NUMBA_NUM_THREADS), and for more
+    than 1 in a process that was forked after its parent's threads had started. NumPy's BLAS
+    follows where threadpoolctl is installed.
+    """
+    _threads().set_num_threads(threads)
+
+
+def _threads() -> Any:
+    get_backend("numba")  # says what to install
+    return importlib.import_module(f"{__name__}.cpu._threads")

@@ -11,6 +11,7 @@ GUARDED = '''
 import ctypes, itertools, mmap
 import numpy as np
 from tinygrad_ish.kernels.cpu import gemm
+from tinygrad_ish.kernels.cpu._tasks import run
 
 libc, pages, PAGE = ctypes.CDLL(None, use_errno=True), [], mmap.PAGESIZE
 
@@ -33,9 +34,9 @@ for n, d, k in itertools.product((1, 3, 8, 13), (1, 7, 16, 40), (1, 9, 16, 31, 3
         x, w, g, b, y, dx, dw = (
             draw(n, d), draw(k, d), draw(n, k), draw(k), draw(n, k), draw(n, d), draw(k, d)
         )
-        gemm.multiply(x, w.T, y, b, "relu")
-        gemm.multiply(g, w, dx)
-        gemm.multiply(g.T, x, dw)
+        run(gemm.product(x, w.T, y, b, "relu"))
+        run(gemm.product(g, w, dx))
+        run(gemm.product(g.T, x, dw))
         tolerance = 1e-4 if dtype == "f4" else 1e-12
         np.testing.assert_allclose(y, np.maximum(x @ w.T + b, 0), atol=tolerance)
         np.testing.assert_allclose(dx, g @ w, atol=tolerance)

@@ -3,6 +3,7 @@ they are, a given ``out`` is overwritten and returned, overlap is refused, dtype
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ Rng = np.random.Generator
 FLOATS = ("float32", "float64")
 ELEMENTWISE = set(reference.__all__[: reference.__all__.index("sum")])
 VIEWS = {"reshape", "permute", "expand", "getitem"}
-IN_PLACE = {"count_step", "sgd_step", "adam_step"}
+IN_PLACE = {"count_step", "sgd_step", "adam_step", "draw"}
 TOLERANCE = {"float16": 1e-2, "float32": 2e-5, "float64": 1e-12}
 
 
@@ -60,6 +61,7 @@ def then(make: Any, *constants: Any) -> Callable[[Rng, Any], tuple[Any, ...]]:
 
 EXTREMES = [0.0, -0.0, 1.0, -1.0, np.inf, -np.inf, np.nan, 1e30, -1e30, 1e-38, 88.0, -104.0]
 INTS = ("int64", "int32", "uint8")
+TICKET = np.array([-5, 2**33 + 1])  # [seed, calls] of which both words matter
 
 BINARY = [
     case(normal((3, 5), (3, 5))), case(normal((4, 3, 5), (3, 1))), case(normal((), (7,))),
@@ -117,6 +119,31 @@ def linear_backward_args(n: int, d: int, k: int, relu: bool) -> Callable[[Rng, A
     return make
 
 
+SHAPES_OF_NORM = [(5, 7), (1, 784), (64, 33), (0, 4), (3, 0), (4, 1), (257, 20)]
+
+
+def layer_norm_args(n: int, d: int) -> Callable[[Rng, Any], Any]:
+    return normal((n, d), (d,), (d,))
+
+
+def layer_norm_backward_args(n: int, d: int, weight: bool = True) -> Callable[[Rng, Any], Any]:
+    def make(rng: Rng, dtype: Any) -> tuple[Any, ...]:
+        g, x, w = normal((n, d), (n, d), (d,))(rng, dtype)
+        return (g, x, *normal((n,))(rng, dtype), *positive((n,))(rng, dtype), *([w] * weight))
+
+    return make
+
+
+def shares(shape: Any, weight: Any = None) -> Callable[[Rng, Any], Any]:
+    """Probabilities, targets and perhaps weights."""
+
+    def make(rng: Rng, dtype: Any) -> tuple[Any, ...]:
+        x, t = (np.asarray(rng.uniform(0, 1, shape), dtype) for _ in range(2))
+        return (x, t) if weight is None else (x, t, *positive(weight)(rng, dtype))
+
+    return make
+
+
 def logits(
     n: int, c: int, scale: float = 1.0, skip: int = 0, weight: bool = False
 ) -> Callable[[Rng, Any], Any]:
@@ -159,11 +186,18 @@ CASES: dict[str, list[Case]] = {
     "neg": UNARY, "abs": UNARY, "sign": UNARY, "sqrt": UNARY, "exp": UNARY, "log": UNARY,
     "sigmoid": UNARY, "tanh": UNARY, "relu": [*UNARY, case(integers((4, 3)), ("int64",))],
     "relu_backward": [case(normal((3, 5), (3, 5))), case(normal((), ())), case(normal((0, 2), (0, 2))), case(fixed(EXTREMES, EXTREMES)), case(normal((1031,), (1031,)))],
+    "gelu": [*UNARY, *[case(then(c.make, "tanh"), c.dtypes) for c in UNARY]],
+    "gelu_backward": [case(then(c, how)) for how in ("none", "tanh") for c in [normal((3, 5), (3, 5)), normal((), ()), normal((0, 2), (0, 2)), fixed(EXTREMES, EXTREMES[::-1]), normal((1031,), (1031,))]],
     "eq": ORDERED, "ne": ORDERED, "lt": ORDERED, "le": ORDERED, "gt": ORDERED, "ge": ORDERED,
     "bitwise_not": [case(integers((3, 5), low=0, high=2), ("bool", "int64"))],
     "bitwise_and": LOGICAL, "bitwise_or": LOGICAL,
     "copy": [*UNARY, case(integers((3,)), ("int64",))],
     "cast": [case(then(normal((3, 4)), np.dtype("float64")), ("float32", "float16")), case(then(normal((0, 2)), np.dtype("float32"))), case(then(normal((5,)), np.dtype("int64")))],
+    "draw": [case(lambda r, d: (np.array([5, 3]),), ("int64",))],
+    "dropout": [case(then(lambda r, d, x=x: (*x(r, d), TICKET), p)) for x, p in [
+        (normal((3, 5)), 0.5), (normal((2, 3, 4)), 0.1), (normal(()), 0.5), (normal((0, 3)), 0.5), (normal((1031,)), 0.9),
+        (normal((4, 4)), 1.0), (normal((4, 4)), 0.0), (normal((4, 4)), 1 - 2.0**-40), (fixed(EXTREMES), 0.5)]]
+        + [case(then(lambda r, d: (*normal((9, 9))(r, d), TICKET), 0.3), ("float16",))],
     "sum": [*AXES, *WITH_EMPTY, case(then(integers((3, 4), low=0), 1), INTS), case(then(normal((3, 2)), ()), FLOATS)],
     "sum_to": [case(then(normal((4, 3, 5)), (3, 1))), case(then(normal((3, 5)), ())), case(then(normal((0, 5)), (1, 5))), case(then(normal((2, 3)), (2, 3)))],
     "mean": [*AXES, *WITH_EMPTY, case(normal((2, 70_000)), ("float16",)), case(then(normal((4, 5)), 1), correction=1), case(then(normal((4, 1)), 1), correction=1)],
@@ -190,17 +224,31 @@ CASES: dict[str, list[Case]] = {
         + [case(linear_args(6, 5, 4), activation="relu"), case(linear_args(4, 5, 6), ("float16",))],
     "linear_backward": [case(linear_backward_args(*s, relu)) for s in SHAPES_OF_LINEAR for relu in (False, True)]
         + [case(linear_backward_args(5, 4, 3, True), needs=(False, True, False)), case(linear_backward_args(5, 4, 3, False), needs=(True, False, False)), case(linear_backward_args(5, 4, 3, False), ("float16",))],
+    "layer_norm": [case(layer_norm_args(*s)) for s in SHAPES_OF_NORM] + [case(normal((4, 6))), case(lambda r, d: (*normal((4, 6), (6,))(r, d), None, 1e-2)),
+        case(then(fixed([[1e4, 1e4 + 1, 1e4 + 2], [3.0, 3.0, 3.0]]), None, None, 0.1)), case(layer_norm_args(5, 4), ("float16",))],
+    "layer_norm_backward": [case(layer_norm_backward_args(*s)) for s in SHAPES_OF_NORM] + [case(layer_norm_backward_args(4, 6), needs=n) for n in [(True, False, False), (False, True, False), (False, False, True)]]
+        + [case(layer_norm_backward_args(4, 6, False)), case(layer_norm_backward_args(5, 4), ("float16",))],
+    "nll_loss": [case(logits(5, 3)), case(logits(1, 1)), case(logits(0, 3), reduction="sum"), case(logits(0, 3), reduction="none"), case(logits(8, 5, skip=3)), case(logits(8, 5, skip=2), reduction="none"),
+        case(logits(8, 5), reduction="sum"), case(logits(8, 5, weight=True, skip=1)), case(logits(8, 5, weight=True), reduction="none"), case(logits(4, 3, skip=4)), case(logits(8, 5), ("float16",))],
+    "bce_loss": [case(shares((3, 4))), case(shares((3, 4), (4,)), reduction="sum"), case(shares((3, 4), (3, 1)), reduction="none"), case(shares(())), case(shares((0, 2))), case(shares((1031,))),
+        case(fixed([0.0, 1.0, 0.0, 1.0, 1e-30], [0.0, 1.0, 1.0, 0.0, 1.0]), reduction="none")],
+    "bce_with_logits": [case(normal((3, 4), (3, 4))), case(normal((3, 4), (3, 4), (4,)), reduction="sum"), case(lambda r, d: (*normal((3, 4), (3, 4))(r, d), None, *positive((4,))(r, d)), reduction="none"),
+        case(lambda r, d: (*normal((3, 4), (3, 4), (3, 1))(r, d), *positive((1, 4))(r, d))), case(normal((), ())), case(normal((0, 2), (0, 2))), case(fixed([1e4, -1e4, 0.0, -0.0, 1e30], [0.0, 1.0, 1.0, 0.0, 1.0]), reduction="none")],
     "softmax_cross_entropy": [case(logits(5, 3)), case(logits(64, 10)), case(logits(1, 1)), case(logits(0, 3), reduction="sum"), case(logits(0, 3), reduction="none"),
         case(logits(8, 5, skip=3)), case(logits(8, 5, skip=2), reduction="none"), case(logits(8, 5), reduction="sum"), case(logits(6, 4, 1e4)),
         case(logits(8, 5, weight=True, skip=1)), case(logits(8, 5, weight=True), label_smoothing=0.3, reduction="none"), case(logits(8, 5, skip=2), label_smoothing=0.1),
         case(logits(4, 3, skip=4)), case(logits(3, 1000)), case(logits(8, 5), ("float16",))],
     "mse_loss": [case(normal((3, 4), (3, 4))), case(normal((3, 4), (3, 4)), reduction="none"), case(normal((1031,), (1031,)), reduction="sum"), case(normal((), ())), case(normal((0, 2), (0, 2)), reduction="sum"), case(normal((0,), (0,)))],
+    "grad_norm": [case(lambda r, d, s=s, p=p: (normal(*s)(r, d), p)) for s in [((3, 4), (5,), ()), ((0,), (2, 2)), ((),), ((0,),), ((300, 70), (11,))] for p in (2.0, 1.0, np.inf, 3.5)]
+        + [case(lambda r, d: ((np.full(9, 1e25, d), np.full(2, -1e30, d)), 2.0)), case(lambda r, d: (fixed([1.0, np.nan], [np.inf])(r, d), 2.0)), case(lambda r, d: (fixed([1.0, np.nan], [np.inf])(r, d), np.inf))],
+    "clip_scale": [case(then(fixed(x), 1.5)) for x in (0.0, 1.0, 1.5, 7.0, 1e30, np.inf, np.nan)] + [case(then(fixed(0.0), 0.0))],
     "count_step": [case(lambda r, d: (np.array([0.1, 3.0]),), ("float64",))],
     "sgd_step": [case(step_args(n, m, s, [0.1, t], *c)) for n, m, s, t, c in [
         (7, 0, 1, 1.0, (0.0, 0.0, 0.0, False)), (33, 1, 1, 1.0, (0.9, 0.5, 0.0, False)), (33, 1, 1, 2.0, (0.9, 0.5, 0.01, False)),
         (1031, 1, 1, 5.0, (0.9, 0.0, 0.1, True)), (0, 1, 1, 1.0, (0.9, 0.0, 0.0, False)), (33, 1, 1e-31, 2.0, (0.9, 0.0, 0.0, False))]],
     "adam_step": [case(step_args(n, 2, s, [1e-3, t], 0.9, 0.999, 1e-8, wd)) for n, s, t, wd in [
-        (7, 1, 1.0, 0.0), (1031, 1, 2.0, 0.0), (33, 1, 100.0, 0.01), (0, 1, 1.0, 0.0), (33, 1e-16, 3.0, 0.0), (33, 1e-31, 3.0, 0.0)]],
+        (7, 1, 1.0, 0.0), (1031, 1, 2.0, 0.0), (33, 1, 100.0, 0.01), (0, 1, 1.0, 0.0), (33, 1e-16, 3.0, 0.0), (33, 1e-31, 3.0, 0.0)]]
+        + [case(step_args(n, 2, 1, [1e-2, 4.0], 0.9, 0.999, 1e-8, wd, True)) for n, wd in [(1031, 0.1), (33, 0.0)]],
 }  # fmt: skip
 
 
@@ -235,8 +283,8 @@ def run(name: str, backend: Backend, args: Any, kwargs: Any) -> list[Any]:
     """The results as NumPy arrays; of a kernel that works in place, its arguments afterwards."""
     returned = getattr(backend, name)(*args, **kwargs)
     if name in IN_PLACE:
-        assert returned is None
-        return [backend.to_numpy(a) for a in arrays_in(args)]
+        assert (returned is None) == (name != "draw")
+        return [backend.to_numpy(a) for a in arrays_in([returned, *args])]
     return [None if r is None else backend.to_numpy(r) for r in results_of(returned)]
 
 
@@ -369,6 +417,86 @@ def test_denormals_do_not_survive_a_step(backend: str, dtype: str) -> None:
     buf = k.full((64,), tiny * 1.05, dtype)
     k.sgd_step(p, g, buf, state, 0.9, 0.0, 0.0, False)
     assert not k.to_numpy(buf).any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_probability_out_of_range(backend: str) -> None:
+    k = get_backend(backend)
+    for bad in (1.5, -0.1, np.nan):
+        x = k.asarray(np.array([0.5, bad]))
+        if k.device == "cuda":
+            assert np.isnan(k.to_numpy(k.bce_loss(x, x)[0]))
+        else:
+            with pytest.raises(ValueError, match=f"input {bad} is outside 0..1"):
+                k.bce_loss(x, k.full((2,), 1.0, "float64"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gelu_is_right_far_out(backend: str) -> None:
+    """In float64 against math.erfc, which keeps its digits in the tail."""
+    k = get_backend(backend)
+    x = np.concatenate([np.linspace(-20, 20, 1001), np.linspace(-1, 1, 101), [1e-300, 1e300]])
+    expected = [v * math.erfc(-v / math.sqrt(2)) / 2 for v in x]
+    got = k.to_numpy(k.gelu(k.asarray(x)))
+    np.testing.assert_allclose(got, expected, rtol=2e-13)
+    got = k.to_numpy(k.gelu(k.asarray(x[:1102].astype(np.float32))))
+    np.testing.assert_allclose(got, expected[:1102], rtol=3e-5, atol=1e-37)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_draw_is_the_state_before_it_advances(backend: str) -> None:
+    k = get_backend(backend)
+    state = k.asarray(np.array([7, 3]))
+    ticket, out = k.draw(state), k.full((2,), 113, "int64")
+    assert k.draw(state, out=out) is out
+    assert ticket.tolist() == [7, 3] and out.tolist() == [7, 4] and state.tolist() == [7, 5]
+    with pytest.raises(ValueError, match="overlaps"):
+        k.draw(state, out=state)
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [  # the known answers of Random123
+        ("00000000 " * 4, "00000000 " * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
+         "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)  # fmt: skip
+def test_philox_gives_the_known_answers(counter: str, key: str, words: str) -> None:
+    c, k = ([np.uint64(int(word, 16)) for word in text.split()] for text in (counter, key))
+    assert " ".join(f"{w:08x}" for w in reference.philox(tuple(c), tuple(k))) == words
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("p", [0.25, 0.5, 0.9])
+def test_dropout_takes_its_words_by_place(backend: str, p: float) -> None:
+    """Element i is dropped where word i mod 4 of block i // 4 is small, whatever the shape."""
+    k = get_backend(backend)
+    seed, calls, n = 2**40 + 3, 2**35 + 1, 4003
+    ticket = k.asarray(np.array([seed, calls]))
+    dropped = []
+    for block in range((n + 3) // 4):
+        numbers = (block, block >> 32, calls & 0xFFFFFFFF, calls >> 32)
+        key = np.uint64(seed & 0xFFFFFFFF), np.uint64(seed >> 32)
+        words = reference.philox(tuple(np.uint64(c) for c in numbers), key)
+        dropped += [int(w) < p * 2**32 for w in words]
+    flat = k.to_numpy(k.dropout(k.full((n,), 3.0, "float64"), ticket, p))
+    np.testing.assert_array_equal(flat, np.where(dropped[:n], 0, 3 * (1 / (1 - p))))
+    assert abs((flat == 0).mean() - p) < 5 * (p * (1 - p) / n) ** 0.5
+    square = k.full((20, 10), 3.0, "float64").T
+    np.testing.assert_array_equal(k.to_numpy(k.dropout(square, ticket, p)).ravel(), flat[:200])
+    nothing = k.to_numpy(k.dropout(k.full((n,), np.nan, "float32"), ticket, p))
+    np.testing.assert_array_equal(nothing == 0, dropped[:n])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_denormals_do_not_survive_a_step_of_adamw(backend: str) -> None:
+    k = get_backend(backend)
+    p, g, m, v = (k.full((64,), x, "float32") for x in (1.0, 0.0, 1.05e-30, 1.0005e-30))
+    state = k.asarray(np.array([0.5, 5.0]))
+    k.adam_step(p, g, m, v, state, 0.9, 0.999, 1e-8, 0.5, True)
+    assert not k.to_numpy(m).any() and (k.to_numpy(p) == 0.75).all()
 
 
 ADVERSARIAL = {  # rounding shows in every digit of such sums

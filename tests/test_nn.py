@@ -125,6 +125,20 @@ REPRS = [
     lambda T: T.nn.Flatten(),
     lambda T: T.nn.Flatten(0, 2),
     lambda T: T.nn.Identity(),
+    lambda T: T.nn.LeakyReLU(),
+    lambda T: T.nn.LeakyReLU(0.2, inplace=True),
+    lambda T: T.nn.GELU(),
+    lambda T: T.nn.GELU(approximate="tanh"),
+    lambda T: T.nn.LogSoftmax(dim=-1),
+    lambda T: T.nn.LayerNorm(4),
+    lambda T: T.nn.LayerNorm((3, 4), eps=0.1, bias=False),
+    lambda T: T.nn.LayerNorm([4], elementwise_affine=False),
+    lambda T: T.nn.BCEWithLogitsLoss(pos_weight=T.ones(3)),
+    lambda T: T.nn.NLLLoss(weight=T.ones(3)),
+    lambda T: T.nn.L1Loss(),
+    lambda T: T.nn.BCELoss(),
+    lambda T: T.nn.Dropout(),
+    lambda T: T.nn.Dropout(0.25, inplace=True),
     lambda T: T.nn.Sequential(),
     lambda T: T.nn.Sequential(T.nn.Sequential(T.nn.Linear(1, 2)), T.nn.Tanh()),
     lambda T: T.nn.CrossEntropyLoss(weight=T.ones(3), label_smoothing=0.1),
@@ -629,6 +643,14 @@ LAYERS = [
     lambda T: T.nn.Flatten(),
     lambda T: T.nn.Flatten(0, -2),
     lambda T: T.nn.Identity(),
+    lambda T: T.nn.LeakyReLU(),
+    lambda T: T.nn.LeakyReLU(negative_slope=0.3),
+    lambda T: T.nn.GELU(),
+    lambda T: T.nn.GELU("tanh"),
+    lambda T: T.nn.LogSoftmax(dim=1),
+    lambda T: T.nn.LayerNorm(4, dtype=T.float64),
+    lambda T: T.nn.LayerNorm((3, 4), 0.01, bias=False, dtype=T.float64),
+    lambda T: T.nn.LayerNorm([3, 4], elementwise_affine=False),
 ]
 
 
@@ -714,7 +736,48 @@ def test_mse_is_pytorchs(reduction: str) -> None:
         np.testing.assert_allclose(got, expected, rtol=1e-12)
 
 
+LOSSES: list[tuple[Any, str]] = [
+    (lambda T, w, **o: T.nn.L1Loss(**o), "numbers"),
+    (lambda T, w, **o: T.nn.BCELoss(**o), "shares"),
+    (lambda T, w, **o: T.nn.BCELoss(w, **o), "shares"),
+    (lambda T, w, **o: T.nn.BCEWithLogitsLoss(**o), "numbers"),
+    (lambda T, w, **o: T.nn.BCEWithLogitsLoss(w, pos_weight=w * 2, **o), "numbers"),
+    (lambda T, w, **o: T.nn.NLLLoss(**o), "labels"),
+    (lambda T, w, **o: T.nn.NLLLoss(w, ignore_index=1, **o), "labels"),
+]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("make, kind", LOSSES, ids=[str(i) for i in range(len(LOSSES))])
+def test_losses_are_pytorchs(make: Any, kind: str, reduction: str) -> None:
+    torch = torch_module()
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, (6, 4)) if kind == "shares" else rng.normal(size=(6, 4)) * 3
+    y = rng.integers(0, 4, 6) if kind == "labels" else rng.uniform(0, 1, (6, 4))
+    w, results = rng.uniform(0.1, 2, 4), []
+    for T in (tg, torch):
+        inputs = T.tensor(x, requires_grad=True)
+        out = make(T, T.tensor(w), reduction=reduction)(inputs, T.tensor(y))
+        (out * 1.5).sum().backward()
+        results.append((out.detach().numpy(), inputs.grad.numpy()))
+    for got, expected in zip(*results, strict=True):
+        assert got.shape == expected.shape
+        np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_layer_norm_holds_its_parameters(lib: Any) -> None:
+    shapes = {n: tuple(t.shape) for n, t in lib.nn.LayerNorm((3, 4)).state_dict().items()}
+    assert shapes == {"weight": (3, 4), "bias": (3, 4)}
+    assert list(lib.nn.LayerNorm(4, bias=False).state_dict()) == ["weight"]
+    plain = lib.nn.LayerNorm(4, elementwise_affine=False)
+    assert list(plain.parameters()) == [] and plain.weight is None and plain.bias is None
+    norm = lib.nn.LayerNorm(2)
+    assert norm.weight.tolist() == [1, 1] and norm.bias.tolist() == [0, 0]
+
+
 def test_losses_hold_their_weights() -> None:
+    weighted = nn.BCEWithLogitsLoss(tg.ones(3), pos_weight=tg.ones(3))
+    assert list(weighted.state_dict()) == ["weight", "pos_weight"]
     loss = nn.CrossEntropyLoss(weight=tg.ones(3))
     assert list(loss.state_dict()) == ["weight"] and list(loss.parameters()) == []
     assert loss.double().weight.dtype == tg.float64
@@ -726,6 +789,155 @@ def test_labels_may_be_of_any_integer_dtype() -> None:
     expected = F.cross_entropy(x, tg.tensor([0, 3, 1])).item()
     for dtype in (tg.int32, tg.uint8, tg.int8):
         assert F.cross_entropy(x, tg.tensor([0, 3, 1], dtype=dtype)).item() == expected
+
+
+# --- dropout ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_dropout_drops_its_share(p: float, backend: str) -> None:
+    x = tg.ones(100, 200, device=backend, requires_grad=True)
+    y = nn.Dropout(p)(x)
+    kept = (y != 0).cpu().numpy()
+    assert abs(kept.mean() - (1 - p)) < 5 * math.sqrt(p * (1 - p) / kept.size)
+    for axis in (0, 1):  # no row or column is favoured
+        spread = 6 * math.sqrt(p * (1 - p) / kept.shape[axis])
+        assert (abs(kept.mean(axis) - (1 - p)) < spread).all()
+    np.testing.assert_allclose(y.detach().cpu().numpy(), kept / (1 - p), rtol=1e-6)
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.cpu().numpy(), y.detach().cpu().numpy())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_draws_anew_until_seeded_again(backend: str) -> None:
+    x = tg.ones(64, device=backend)
+
+    def mask() -> list[float]:
+        return F.dropout(x).tolist()
+
+    tg.manual_seed(5)
+    first, state, second = mask(), tg.get_rng_state(), mask()
+    assert first != second == (tg.set_rng_state(state), mask())[1]
+    assert tg.get_rng_state()[-2:].tolist() == [5, 2]
+    tg.manual_seed(5)
+    assert mask() == first
+    tg.manual_seed(2**64 - 1)
+    assert mask() not in (first, second)
+
+
+def test_dropout_by_a_generator_that_nobody_seeded() -> None:
+    k = tg.get_default_backend()
+    states = [tg.Generator().state(k).tolist() for _ in range(2)]
+    assert states[0] != states[1] and states[0][1] == 0
+    own = tg.Generator()
+    array = own.state(k)
+    own.set_state(tg.Generator().manual_seed(9).get_state())
+    assert own.state(k) is array and array.tolist() == [9, 0]
+
+
+def test_evaluation_and_no_probability_draw_nothing(lib: Any) -> None:
+    before = lib.get_rng_state().tolist()
+    x = lib.ones(5)
+    drop = lib.nn.Dropout(0.7)
+    assert drop.eval()(x) is x and lib.nn.Dropout(0)(x).tolist() == x.tolist()
+    assert lib.nn.functional.dropout(x, 0.7, training=False) is x
+    assert lib.get_rng_state().tolist() == before
+    assert lib.nn.functional.dropout(x, 1.0).tolist() == [0] * 5
+
+
+def test_dropout_in_place() -> None:
+    x = tg.ones(1000)
+    assert F.dropout(x, 0.5, inplace=True) is x and sorted(set(x.tolist())) == [0, 2]
+    leaf = tg.ones(1000, requires_grad=True)
+    hidden = leaf * 3
+    assert nn.Dropout(0.5, inplace=True)(hidden) is hidden
+    hidden.sum().backward()
+    np.testing.assert_array_equal(leaf.grad.numpy(), hidden.detach().numpy())
+
+
+def test_layers_of_a_model_drop_differently() -> None:
+    net = nn.Sequential(nn.Dropout(), nn.Linear(64, 64), nn.Dropout())
+    with tg.no_grad():
+        net[1].weight.copy_(tg.eye(64))
+        net[1].bias.fill_(0.0)
+    out = net(tg.ones(100, 64))
+    assert abs((out != 0).double().mean().item() - 0.25) < 0.05  # two masks, not one twice
+    assert (net.eval()(tg.ones(2, 64)) == 1).all()
+
+
+# --- clipping --------------------------------------------------------------------------------
+
+SHAPES = [(3, 4), (4,), (), (0, 2), (2, 1, 3)]
+
+
+def with_gradients(T: Any, scale: float, dtypes: Any = ("float64",)) -> list[Any]:
+    """Parameters, one in three without a gradient."""
+    rng = np.random.default_rng(0)
+    params = []
+    for i, shape in enumerate(SHAPES * 2):
+        g = np.asarray(scale * rng.normal(size=shape), dtypes[i % len(dtypes)])
+        params.append(T.tensor(np.zeros_like(g), requires_grad=True))
+        if i % 3:
+            params[-1].grad = T.tensor(g)
+    return params
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtypes", [("float32",), ("float64",), ("float32", "float64")], ids=str)
+@pytest.mark.parametrize("norm_type", [2.0, 1, float("inf"), 3.5])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_clip_grad_norm_is_pytorchs(
+    scale: float, norm_type: Any, dtypes: Any, backend: str
+) -> None:
+    torch = torch_module()
+    tg.set_default_device(backend)
+    results = []
+    for T in (tg, torch):
+        params = with_gradients(T, scale, dtypes)
+        if norm_type == float("inf"):  # PyTorch has none of an empty gradient
+            params = [p for p in params if p.numel()]
+        norm = T.nn.utils.clip_grad_norm_(iter(params), 1.5, norm_type)
+        grads = [p.grad for p in params if p.grad is not None]
+        results.append([t.cpu().numpy() for t in (norm, *grads)])
+    rtol = 1e-12 if dtypes == ("float64",) else 1e-5
+    for got, expected in zip(*results, strict=True):
+        assert (got.shape, got.dtype) == (expected.shape, expected.dtype)
+        np.testing.assert_allclose(got, expected, rtol=rtol)
+
+
+def test_clipping_leaves_small_gradients_bit_for_bit() -> None:
+    params = with_gradients(tg, 1e-4, ("float32",))
+    before = [p.grad.numpy().tobytes() for p in params if p.grad is not None]
+    nn.utils.clip_grad_norm_(params, 1.0)
+    assert [p.grad.numpy().tobytes() for p in params if p.grad is not None] == before
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_clip_grad_norm_of_what_is_not_finite(lib: Any, bad: float) -> None:
+    p = lib.ones(3, requires_grad=True)
+    p.grad = lib.tensor([1.0, bad, 2.0])
+    error = ValueError if lib is tg else RuntimeError
+    with pytest.raises(error, match=r"the norm of order 2\.0 of the gradients is|non-finite"):
+        lib.nn.utils.clip_grad_norm_(p, 1.0, error_if_nonfinite=True)
+    assert p.grad.tolist()[::2] == [1.0, 2.0]
+    norm = lib.nn.utils.clip_grad_norm_(p, 1.0)
+    np.testing.assert_equal(norm.item(), bad)
+    expected = [0.0, math.nan, 0.0] if bad == math.inf else [math.nan] * 3
+    np.testing.assert_equal(p.grad.tolist(), expected)
+
+
+def test_clip_grad_value(lib: Any) -> None:
+    p, q = lib.ones(4, requires_grad=True), lib.ones(2, requires_grad=True)
+    p.grad = grad = lib.tensor([-5.0, 0.25, 3.0, math.nan])
+    assert lib.nn.utils.clip_grad_value_([p, q], 0.5) is None
+    np.testing.assert_equal(p.grad.tolist(), [-0.5, 0.25, 0.5, math.nan])
+    assert p.grad is grad and q.grad is None
+
+
+def test_clipping_of_nothing(lib: Any) -> None:
+    assert lib.nn.utils.clip_grad_norm_([lib.ones(2, requires_grad=True)], 1.0).tolist() == 0.0
+    assert lib.nn.utils.clip_grad_norm_([], 1.0).shape == ()
 
 
 X, Y = tg.zeros(2, 3, device="numpy"), tg.tensor([0, 1], device="numpy")
@@ -856,12 +1068,13 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (
         lambda: F.mse_loss(X, X.double()),
         TypeError,
-        "mse_loss: both must be one float dtype, got float32 and float64; cast with .to(dtype)",
+        "mse_loss: expected one float dtype, got input float32, target float64; cast with "
+        ".to(dtype)",
     ),
     (
         lambda: F.mse_loss(Y, Y),
         TypeError,
-        "mse_loss: both must be one float dtype, got int64 and int64; cast with .to(dtype)",
+        "mse_loss: expected one float dtype, got input int64, target int64; cast with .to(dtype)",
     ),
     (
         lambda: F.mse_loss(X, X.sum(1)),
@@ -873,6 +1086,123 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         lambda: F.mse_loss(X, X, reduction="batchmean"),
         ValueError,
         "reduction must be one of mean, sum, none; got 'batchmean'",
+    ),
+    (
+        lambda: F.l1_loss(X, X.sum(1)),
+        ValueError,
+        "l1_loss: input [2, 3] and target [2] must have the same shape; reshape one of them "
+        "(broadcasting here would be a silent mistake)",
+    ),
+    (
+        lambda: F.binary_cross_entropy(X, X.sum(1)),
+        ValueError,
+        "bce_loss: input [2, 3] and target [2] must have the same shape; reshape one of them "
+        "(broadcasting here would be a silent mistake)",
+    ),
+    (
+        lambda: F.binary_cross_entropy(X + 2, X),
+        ValueError,
+        "bce_loss: input 2.0 is outside 0..1; give probabilities, or scores of any size to "
+        "binary_cross_entropy_with_logits",
+    ),
+    (
+        lambda: F.binary_cross_entropy(X, X, X.reshape(1, 2, 3)),
+        ValueError,
+        "bce_loss: weight [1, 2, 3] does not broadcast to input [2, 3]",
+    ),
+    (
+        lambda: F.binary_cross_entropy_with_logits(X, X, pos_weight=B),
+        ValueError,
+        "bce_with_logits: pos_weight [4] does not broadcast to input [2, 3]",
+    ),
+    (
+        lambda: F.binary_cross_entropy_with_logits(X, X.clone().requires_grad_()),
+        ValueError,
+        "binary_cross_entropy_with_logits: the target requires a gradient, which is not computed; "
+        "give target.detach()",
+    ),
+    (
+        lambda: F.binary_cross_entropy(X, Y),
+        TypeError,
+        "binary_cross_entropy: expected one float dtype, got input float32, target int64; cast "
+        "with .to(dtype)",
+    ),
+    (
+        lambda: F.nll_loss(X, Y + 2),
+        ValueError,
+        "nll_loss: label 3 at row 1 is outside 0..2, the classes of logits [2, 3]; mark rows to "
+        "leave out with ignore_index",
+    ),
+    (
+        lambda: F.nll_loss(X, X),
+        TypeError,
+        "nll_loss: target must hold integer labels, got float32; for one-hot rows use "
+        "target.argmax(1)",
+    ),
+    (
+        lambda: F.layer_norm(X, (2,)),
+        ValueError,
+        "layer_norm: normalized_shape [2] must be the last axes of input [2, 3]",
+    ),
+    (
+        lambda: F.layer_norm(X, ()),
+        ValueError,
+        "layer_norm: normalized_shape [] must be the last axes of input [2, 3]",
+    ),
+    (
+        lambda: F.layer_norm(X, (3,), B),
+        ValueError,
+        "layer_norm: expected weight [3], got [4]",
+    ),
+    (
+        lambda: F.gelu(X, "erf"),
+        ValueError,
+        "gelu: approximate must be 'none' or 'tanh', got 'erf'",
+    ),
+    (
+        lambda: nn.Dropout(1.5),
+        ValueError,
+        "Dropout: p, the share to drop, must be between 0 and 1, got 1.5",
+    ),
+    (
+        lambda: F.dropout(X, -0.1),
+        ValueError,
+        "dropout: p, the share to drop, must be between 0 and 1, got -0.1",
+    ),
+    (
+        lambda: F.dropout(X, float("nan")),
+        ValueError,
+        "dropout: p, the share to drop, must be between 0 and 1, got nan",
+    ),
+    (
+        lambda: F.dropout(Y),
+        TypeError,
+        "dropout: expected one float dtype, got input int64; cast with .to(dtype)",
+    ),
+    (
+        lambda: F.dropout([1.0]),
+        TypeError,
+        "dropout: input must be a Tensor, got list",
+    ),
+    (
+        lambda: nn.utils.clip_grad_norm_([X], 1.0, 0),
+        ValueError,
+        "clip_grad_norm_: norm_type must be above 0, got 0.0",
+    ),
+    (
+        lambda: nn.utils.clip_grad_norm_([X], -1.0),
+        ValueError,
+        "clip_grad_norm_: max_norm must be a number of 0 or more, got -1.0",
+    ),
+    (
+        lambda: nn.utils.clip_grad_value_([X], float("nan")),
+        ValueError,
+        "clip_grad_value_: clip_value must be a number of 0 or more, got nan",
+    ),
+    (
+        lambda: nn.utils.clip_grad_norm_(["w"], 1.0),
+        TypeError,
+        "clip_grad_norm_: expected tensors, got str",
     ),
 ]
 

@@ -17,7 +17,7 @@ from tinygrad_ish import ops
 from tinygrad_ish.autograd import Function
 from tinygrad_ish.ops import elementwise as E
 from tinygrad_ish.ops import linalg as L
-from tinygrad_ish.ops import losses, movement
+from tinygrad_ish.ops import losses, movement, normalization
 from tinygrad_ish.ops import reductions as R
 
 from .backends import BACKENDS
@@ -62,6 +62,11 @@ def F(T: Any) -> Any:
     return T.nn.functional
 
 
+def dropped(x: Any) -> Any:
+    tg.manual_seed(3)
+    return F(tg).dropout(x, 0.3)
+
+
 def setitem(T: Any, x: Any, value: Any) -> Any:
     y = x * 1
     y[1:, ::2] = value
@@ -96,6 +101,10 @@ ROWS = [
     Row(E.Sigmoid, lambda T, x: T.sigmoid(x), UNARY),
     Row(E.Tanh, lambda T, x: T.tanh(x), UNARY),
     Row(E.ReLU, lambda T, x: T.relu(x), UNARY, OFF_ZERO),
+    Row(E.GELU, lambda T, x: F(T).gelu(x), UNARY),
+    Row(E.GELU, lambda T, x: F(T).gelu(x, approximate="tanh"), UNARY, name="GELU tanh"),
+    Row(E.Where, lambda T, x: F(T).leaky_relu(x) + F(T).leaky_relu(x, 0.3), UNARY, OFF_ZERO, name="Where leaky_relu"),
+    Row(E.Dropout, lambda T, x: dropped(x), UNARY, torch_call=lambda T, x: x * T.from_numpy(dropped(tg.ones(x.shape, dtype=x.detach().numpy().dtype)).cpu().numpy())),
     Row(E.Clone, lambda T, x: x.clone(), UNARY),
     Row(E.Cast, lambda T, x: x.to(T.float64) * 2, UNARY),
     Row(R.Sum, lambda T, x: x.sum(), UNARY),
@@ -133,6 +142,21 @@ ROWS = [
     Row(losses.SoftmaxCrossEntropy, lambda T, x, y: F(T).cross_entropy(x, y, reduction="none", ignore_index=0), [((5, 3), LABELS.clip(0)), ((0, 3), LABELS[:0])], name="SoftmaxCrossEntropy none"),
     Row(losses.SoftmaxCrossEntropy, lambda T, x, y: F(T).cross_entropy(x, y, T.ones(3, dtype=x.dtype) * 0.5 + T.arange(3), label_smoothing=0.2), [((5, 3), LABELS)], name="SoftmaxCrossEntropy weight smoothing"),
     Row(losses.SoftmaxCrossEntropy, lambda T, x, y: F(T).cross_entropy(x, y, reduction="sum", label_smoothing=0.1), [((5, 3), LABELS), ((0, 3), LABELS[:0])], name="SoftmaxCrossEntropy sum"),
+    Row(normalization.LayerNorm, lambda T, x, w, b: F(T).layer_norm(x, x.shape[-1:], w, b), [((5, 4), (4,), (4,)), ((2, 3, 5), (5,), (5,)), ((4,), (4,), (4,)), ((0, 4), (4,), (4,)), ((9, 7), (7,), (7,))]),
+    Row(normalization.LayerNorm, lambda T, x, w, b: F(T).layer_norm(x, (3, 4), w, b, 0.1), [((2, 3, 4), (3, 4), (3, 4)), ((2, 1, 3, 4), (3, 4), (3, 4))], name="LayerNorm axes"),
+    Row(normalization.LayerNorm, lambda T, x: F(T).layer_norm(x, x.shape[1:]) ** 2, [((3, 4),), ((2, 3, 4),)], name="LayerNorm plain"),
+    Row(normalization.LayerNorm, lambda T, x, w: F(T).layer_norm(x, [4], w) ** 2, [((3, 4), (4,))], name="LayerNorm weight"),
+    Row(losses.NLLLoss, lambda T, x, y: F(T).nll_loss(x, y), [((5, 3), LABELS), ((5, 3, 2), np.stack([LABELS, LABELS], 1)), ((3,), np.array(1))]),
+    Row(losses.NLLLoss, lambda T, x, y: F(T).nll_loss(x, y, T.ones(3, dtype=x.dtype) * 0.5 + T.arange(3), ignore_index=0), [((5, 3), LABELS.clip(0))], name="NLLLoss weight"),
+    Row(losses.NLLLoss, lambda T, x, y: F(T).nll_loss(T.log_softmax(x, 1), y, reduction="none"), [((5, 3), LABELS), ((0, 3), LABELS[:0])], name="NLLLoss none"),
+    Row(losses.NLLLoss, lambda T, x, y: F(T).nll_loss(x, y, reduction="sum"), [((5, 3), LABELS)], name="NLLLoss sum"),
+    Row(losses.BCELoss, lambda T, x: F(T).binary_cross_entropy(T.sigmoid(x), (x > 0).to(x.dtype)), [((3, 4),), ((),), ((7,),)], OFF_ZERO),
+    Row(losses.BCELoss, lambda T, x: F(T).binary_cross_entropy(T.sigmoid(x), (x > 0).to(x.dtype) * 0.7, T.arange(4).to(x.dtype), reduction="none"), [((3, 4),), ((0, 4),)], OFF_ZERO, name="BCELoss weight"),
+    Row(losses.BCELoss, lambda T, x: F(T).binary_cross_entropy(T.sigmoid(x), x.detach() * 0 + 0.3, reduction="sum"), [((3, 4),)], name="BCELoss sum"),
+    Row(losses.BCEWithLogits, lambda T, x: F(T).binary_cross_entropy_with_logits(3 * x, (x > 0).to(x.dtype)), [((3, 4),), ((),), ((7,),)], OFF_ZERO),
+    Row(losses.BCEWithLogits, lambda T, x: F(T).binary_cross_entropy_with_logits(x, x.detach() * 0 + 0.3, T.arange(4).to(x.dtype), reduction="none", pos_weight=T.ones(4, dtype=x.dtype) * 2.5), [((3, 4),), ((0, 4),)], name="BCEWithLogits weights"),
+    Row(losses.BCEWithLogits, lambda T, x: F(T).binary_cross_entropy_with_logits(x, x.detach() * 0 + 0.3, pos_weight=T.ones(3, 1, dtype=x.dtype) * 0.5, reduction="sum"), [((3, 4),)], name="BCEWithLogits sum"),
+    Row(E.Abs, lambda T, a, b: F(T).l1_loss(a, b) + F(T).l1_loss(a, b, reduction="sum") + F(T).l1_loss(a, b, reduction="none"), [((3, 4), (3, 4)), ((), ())], DISTINCT, name="Abs l1_loss"),
     Row(losses.MSELoss, lambda T, a, b: F(T).mse_loss(a, b), [((3, 4), (3, 4)), ((), ())]),
     Row(losses.MSELoss, lambda T, a, b: F(T).mse_loss(a, b, reduction="none"), [((3, 4), (3, 4)), ((0, 2), (0, 2))], name="MSELoss none"),
     Row(losses.MSELoss, lambda T, a, b: F(T).mse_loss(a, b, reduction="sum"), [((7,), (7,))], name="MSELoss sum"),
@@ -246,7 +270,7 @@ def test_the_table_catches_a_wrong_gradient(monkeypatch: pytest.MonkeyPatch) -> 
         tg.gradcheck(lambda x: row.call(tg, x), x)
 
 
-KINKS = [
+KINKS: list[tuple[str, Any, list[float]]] = [
     ("relu at 0", lambda T, x: T.relu(x), [-1.0, 0.0, 1.0]),
     ("abs at 0", lambda T, x: T.abs(x), [-1.0, 0.0, 1.0]),
     ("max of ties", lambda T, x: T.amax(x, 0), [2.0, 2.0, 1.0]),
@@ -260,8 +284,16 @@ KINKS = [
     ("sigmoid of huge", lambda T, x: T.sigmoid(x), [1e30, -1e30, 100.0]),
     ("log of 0", lambda T, x: T.log(x), [0.0, 1.0, 2.0]),
     ("relu of nan and inf", lambda T, x: T.relu(x), [float("nan"), float("inf"), -float("inf")]),
+    ("gelu", lambda T, x: T.nn.functional.gelu(x), [0.0, -0.0, 30.0, -30.0, 1e30, -1e30]),
+    ("gelu tanh", lambda T, x: T.nn.functional.gelu(x, approximate="tanh"), [0.0, 30.0, -30.0, 1e4]),
+    ("gelu of nan", lambda T, x: T.nn.functional.gelu(x), [float("nan"), 1.0]),
+    ("leaky_relu", lambda T, x: T.nn.functional.leaky_relu(x), [0.0, -0.0, -1.0, float("nan"), float("inf")]),
+    ("bce of sure answers", lambda T, x: T.nn.functional.binary_cross_entropy(x, 1 - x.detach()), [0.0, 1.0]),
+    ("bce of right answers", lambda T, x: T.nn.functional.binary_cross_entropy(x, x.detach()), [0.0, 1.0]),
+    ("bce of huge logits", lambda T, x: T.nn.functional.binary_cross_entropy_with_logits(x, (x > 9).to(x.dtype)), [1e30, -1e30, 9.0]),
+    ("layer norm of equals", lambda T, x: T.nn.functional.layer_norm(x, (3,)), [2.0, 2.0, 2.0]),
     ("log_softmax of -inf", lambda T, x: T.log_softmax(x, 0), [-float("inf"), 1.0, 2.0]),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

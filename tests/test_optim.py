@@ -34,6 +34,9 @@ MAKERS: dict[str, Callable[[Any, Any], Any]] = {
     "Adam betas": lambda o, params: o.Adam(params, lr=0.1, betas=(0.5, 0.8), eps=1e-3),
     "Adam beta 0": lambda o, params: o.Adam(params, 0.01, (0.0, 0.0)),
     "Adam decay": lambda o, params: o.Adam(params, lr=0.02, weight_decay=0.1),
+    "AdamW": lambda o, params: o.AdamW(params),
+    "AdamW decay": lambda o, params: o.AdamW(params, lr=0.05, weight_decay=0.3),
+    "AdamW no decay": lambda o, params: o.AdamW(params, 0.02, (0.8, 0.9), 1e-6, 0.0),
     "lr 0": lambda o, params: o.Adam(params, lr=0),
 }
 SHAPES = [(3, 4), (4,), (), (0, 2), (2, 1, 3)]
@@ -104,7 +107,7 @@ SKIPPED = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("pattern", SKIPPED)
-@pytest.mark.parametrize("name", ["dampening", "SGD all", "Adam decay"])
+@pytest.mark.parametrize("name", ["dampening", "SGD all", "Adam decay", "AdamW decay"])
 def test_parameters_without_a_gradient_are_left_alone(
     name: str, pattern: str, backend: str
 ) -> None:
@@ -135,7 +138,7 @@ def test_groups_have_settings_of_their_own(kind: str, backend: str) -> None:
     compare(make)
 
 
-@pytest.mark.parametrize("kind", ["SGD", "Adam"])
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
 def test_settings_may_change_between_steps(kind: str) -> None:
     def change(params: Any, optimizer: Any, step: int, T: Any) -> None:
         for group in optimizer.param_groups:
@@ -331,7 +334,7 @@ CARRIERS: dict[str, Callable[[Any, Path], Any]] = {
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("carrier", CARRIERS)
-@pytest.mark.parametrize("name", ["SGD", "dampening", "SGD all", "Adam decay"])
+@pytest.mark.parametrize("name", ["SGD", "dampening", "SGD all", "Adam decay", "AdamW decay"])
 def test_resumes_bit_for_bit(name: str, carrier: str, backend: str, tmp_path: Path) -> None:
     tg.set_default_device(backend)
     net = model(1)
@@ -566,6 +569,11 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
         lambda: optim.Adam([LEAF], betas=(0.9, 1.0)),
         ValueError,
         "Adam: betas must be two numbers in [0, 1), got (0.9, 1.0)",
+    ),
+    (
+        lambda: optim.AdamW([LEAF], betas=(1.5, 0.9)),
+        ValueError,
+        "AdamW: betas must be two numbers in [0, 1), got (1.5, 0.9)",
     ),
     (
         lambda: optim.Adam([LEAF], betas=0.9),

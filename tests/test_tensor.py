@@ -768,7 +768,7 @@ MESSAGES = [
     ("tg.from_dlpack([1])", TypeError, r"from_dlpack: list has no __dlpack__"),
     ("tg.Tensor([1.0])", TypeError, r"Tensor: expected an array, got list; use tensor\(data\)"),
     ("tg.manual_seed(-1)", ValueError, r"manual_seed: expected an int of 0 or more, got -1"),
-    ("tg.set_rng_state(v)", ValueError, r"set_state: expected the int64\[13\] tensor of get_state"),
+    ("tg.set_rng_state(v)", ValueError, r"set_state: expected the int64\[15\] tensor of get_state"),
     ("tg.randint(5, 5, (1,))", ValueError, r"randint: expected low < high, got 5 and 5"),
     ("tg.rand(2, dtype=tg.int64)", TypeError, r"random: expected a float dtype, got int64; use randint"),
     ("tg.ones(2, device='tpu')", tg.BackendError, r"device: expected 'cpu' or 'cuda', got 'tpu'"),

@@ -8,15 +8,20 @@ the nodes from the result to the leaves.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from .kernels import Backend, BackendError
 
+if TYPE_CHECKING:
+    from . import program
+
 Array = Any
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class GradientError(ValueError):
@@ -29,6 +34,7 @@ class InPlaceError(ValueError):
 
 class _Mode(threading.local):
     grad = True
+    recorder: program.Recorder | None = None
 
 
 _mode = _Mode()
@@ -74,6 +80,45 @@ def enable_grad() -> Iterator[None]:
         yield
 
 
+def recorder() -> program.Recorder | None:
+    """What records this thread's operations for ``compile``, if anything does."""
+    return _mode.recorder
+
+
+@contextlib.contextmanager
+def recording(by: program.Recorder) -> Iterator[None]:
+    """Let ``by`` hear of operations inside this context."""
+    _mode.recorder = by
+    try:
+        yield
+    finally:
+        _mode.recorder = None
+
+
+def on_host(action: Callable[[], Any], writes: tuple[Array, ...] = ()) -> Any:
+    """Do something that Python does, and do it again at each run of what is being recorded;
+    ``writes`` are the arrays that it changes."""
+    by = _mode.recorder
+    if by is None:
+        return action()
+    by.host(action, writes)
+    _mode.recorder = None
+    try:
+        return action()
+    finally:
+        _mode.recorder = by
+
+
+def on_replay(method: Method) -> Method:
+    """A method of Python's, such as a schedule's step, that a recording does at each run."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return on_host(functools.partial(method, *args, **kwargs))
+
+    return call  # type: ignore[return-value]
+
+
 class Version:
     """How often the memory of a tensor and its views was written, and by what."""
 
@@ -85,6 +130,8 @@ class Version:
         """Count a write."""
         self.count += 1
         self.writer = writer
+        if _mode.recorder is not None:
+            _mode.recorder.bumps.append((self, writer))
 
 
 class Function:
@@ -119,7 +166,7 @@ class Function:
         Raises BackendError if the tensors are of different devices or backends.
         """
         Tensor = _tensor.Tensor
-        grad = _mode.grad
+        grad, recorder = _mode.grad, _mode.recorder
         k, arrays, needs = None, [], []
         for a in args:
             if not isinstance(a, Tensor):
@@ -131,6 +178,8 @@ class Function:
                 refuse_mixed(cls.__name__.lower(), k, a.backend)
             if grad and a._rebased is not None:
                 a._refuse_stale()
+            if recorder is not None:
+                recorder.saw(a)
             arrays.append(a._array)
             needs.append(grad and a._requires_grad)
         if k is None:

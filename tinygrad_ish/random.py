@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from . import dtypes
+from .autograd import recorder
 from .device import resolve
+from .kernels import Backend
 from .tensor import Tensor, _flat, _shape
 
 
 class Generator:
-    """A stream of random numbers (NumPy's Philox), which ``manual_seed`` starts anew."""
+    """A stream of random numbers (NumPy's Philox), which ``manual_seed`` starts anew.
+
+    Dropout draws on the device instead, from a seed and a count of its calls, ``state``.
+    """
 
     _numpy: np.random.Generator | None = None
+    _start: np.ndarray | None = None  # the seed and count that a device begins with
+
+    def __init__(self) -> None:
+        self._states: dict[str, Any] = {}  # by device
 
     @property
     def numpy(self) -> np.random.Generator:
@@ -23,26 +35,48 @@ class Generator:
             self._numpy = np.random.Generator(np.random.Philox())
         return self._numpy
 
+    def state(self, backend: Backend) -> Any:
+        """The int64 array [seed, calls] on this backend's device that the kernel ``draw`` reads
+        and advances. It stays the same array: a new seed is written into it."""
+        if backend.device not in self._states:
+            self._states[backend.device] = backend.asarray(self._first().copy())
+        return self._states[backend.device]
+
+    def _first(self) -> np.ndarray:
+        if self._start is None:  # seeded by the system
+            self._start = np.array([int.from_bytes(os.urandom(7), "little"), 0], np.int64)
+        return self._start
+
+    def _begin(self, start: np.ndarray) -> None:
+        self._start = start
+        for state in self._states.values():
+            state[0], state[1] = int(start[0]), int(start[1])
+
     def manual_seed(self, seed: int) -> Generator:
         """Start the stream of this seed, an int of 0 or more."""
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"manual_seed: expected an int of 0 or more, got {seed!r}")
         self._numpy = np.random.Generator(np.random.Philox(int(seed)))
+        self._begin(np.array([int(seed) % 2**64, 0], np.uint64).view(np.int64))
         return self
 
     def get_state(self) -> Tensor:
-        """Where the stream stands, as 13 int64 numbers that ``set_state`` takes."""
+        """Where the stream stands, as 15 int64 numbers that ``set_state`` takes. Where several
+        devices have drawn, the count is that of the one that drew most."""
         s: dict[str, Any] = self.numpy.bit_generator.state  # type: ignore[assignment]
         words = [
             *s["state"]["counter"], *s["state"]["key"], *s["buffer"],
             s["buffer_pos"], s["has_uint32"], s["uinteger"],
         ]  # fmt: skip
-        return Tensor(np.array(words, dtype=np.uint64).view(np.int64), resolve("cpu"))
+        seed, calls = self._first().tolist()
+        calls = max([calls, *(int(state[1]) for state in self._states.values())])
+        numbers = [*np.array(words, dtype=np.uint64).view(np.int64), seed, calls]
+        return Tensor(np.array(numbers, dtype=np.int64), resolve("cpu"))
 
     def set_state(self, state: Tensor) -> None:
         """Go on from where ``get_state`` stood."""
-        if not isinstance(state, Tensor) or state.shape != (13,) or state.dtype != np.int64:
-            raise ValueError("set_state: expected the int64[13] tensor of get_state")
+        if not isinstance(state, Tensor) or state.shape != (15,) or state.dtype != np.int64:
+            raise ValueError("set_state: expected the int64[15] tensor of get_state")
         w = state.cpu().numpy().copy().view(np.uint64)
         self.numpy.bit_generator.state = {
             "bit_generator": "Philox",
@@ -52,13 +86,14 @@ class Generator:
             "has_uint32": int(w[11]),
             "uinteger": int(w[12]),
         }
+        self._begin(w[13:].view(np.int64))
 
 
 default_generator = Generator()
 
 
 def manual_seed(seed: int) -> Generator:
-    """Seed every draw from here on: initial weights, shuffling, augmentation."""
+    """Seed every draw from here on: initial weights, shuffling, augmentation, dropout."""
     return default_generator.manual_seed(seed)
 
 
@@ -97,10 +132,17 @@ def _float_type(dtype: Any) -> Any:
     return dtype.type
 
 
-def _draw(values: Any, dtype: Any, device: Any, requires_grad: bool) -> Tensor:
-    backend = resolve(device)
-    array = np.asarray(values).astype(dtypes.as_dtype(dtype), copy=False)
-    return Tensor(backend.asarray(array), backend).requires_grad_(requires_grad)
+def drawn(make: Callable[[], Any], dtype: Any, backend: Backend) -> Tensor:
+    """The random numbers that ``make`` draws, as a tensor; a recorded step draws at each run."""
+    dtype = dtypes.as_dtype(dtype)
+
+    def draw() -> Any:
+        return backend.asarray(np.asarray(make()).astype(dtype, copy=False))
+
+    array, by = draw(), recorder()
+    if by is not None:
+        by.host(lambda: backend.copy(draw(), out=array), (array,))
+    return Tensor(array, backend)
 
 
 def rand(
@@ -111,8 +153,8 @@ def rand(
     generator: Generator | None = None,
 ) -> Tensor:
     """Random numbers, uniform in [0, 1)."""
-    values = uniform(0.0, 1.0, _shape(_flat(size)), dtype, generator)
-    return _draw(values, dtype, device, requires_grad)
+    make = partial(uniform, 0.0, 1.0, _shape(_flat(size)), dtype, generator)
+    return drawn(make, dtype, resolve(device)).requires_grad_(requires_grad)
 
 
 def randn(
@@ -123,8 +165,8 @@ def randn(
     generator: Generator | None = None,
 ) -> Tensor:
     """Random numbers of the standard normal distribution."""
-    values = normal(0.0, 1.0, _shape(_flat(size)), dtype, generator)
-    return _draw(values, dtype, device, requires_grad)
+    make = partial(normal, 0.0, 1.0, _shape(_flat(size)), dtype, generator)
+    return drawn(make, dtype, resolve(device)).requires_grad_(requires_grad)
 
 
 def randint(
@@ -141,14 +183,14 @@ def randint(
         low, high, size = 0, low, size if high is None else high
     if high <= low:
         raise ValueError(f"randint: expected low < high, got {low} and {high}")
-    rng = (generator or default_generator).numpy
-    return _draw(rng.integers(low, high, _shape(size)), dtype, device, False)
+    shape, rng = _shape(size), generator or default_generator
+    return drawn(lambda: rng.numpy.integers(low, high, shape), dtype, resolve(device))
 
 
 def randperm(n: int, *, device: Any = None, generator: Generator | None = None) -> Tensor:
     """0 … n-1 in random order, int64."""
-    rng = (generator or default_generator).numpy
-    return _draw(rng.permutation(n), dtypes.int64, device, False)
+    rng = generator or default_generator
+    return drawn(lambda: rng.numpy.permutation(n), dtypes.int64, resolve(device))
 
 
 def rand_like(input: Tensor) -> Tensor:

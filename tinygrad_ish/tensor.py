@@ -103,12 +103,18 @@ class Tensor:
     @property
     def grad(self) -> Tensor | None:
         """What ``backward`` has added up for this leaf; None before, and after it is dropped."""
+        recorder = autograd.recorder()
+        if recorder is not None:
+            recorder.reads_grad(self)
         return self._grad
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"grad: expected a Tensor or None, got {type(value).__name__}")
+        recorder = autograd.recorder()
+        if recorder is not None:
+            recorder.sets_grad(self)
         self._grad = value
 
     @property
@@ -171,6 +177,7 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
+        self._refuse_read("repr()")
         values = self.backend.to_numpy(self._array)
         parts = [np.array2string(values, precision=4, separator=", ", prefix="tensor(")]
         if not values.size and self.ndim > 1:
@@ -221,10 +228,12 @@ class Tensor:
                 f"item(): a tensor of shape {list(self.shape)} has {self.numel()} elements, not "
                 "one; use tolist()"
             )
+        self._refuse_read("item()")
         return self._array.item()
 
     def tolist(self) -> Any:
         """The elements as nested lists of Python numbers."""
+        self._refuse_read("tolist()")
         return self._array.tolist()
 
     def numpy(self) -> np.ndarray:
@@ -238,6 +247,7 @@ class Tensor:
             raise TypeError("numpy(): the tensor requires a gradient; use x.detach().numpy()")
         if self.device != "cpu":
             raise TypeError("numpy(): the tensor is on the GPU; use x.cpu().numpy()")
+        self._refuse_read("numpy()")
         return self._array
 
     def __array__(self, dtype: Any = None, copy: _bool | None = None) -> np.ndarray:
@@ -246,6 +256,7 @@ class Tensor:
     def __dlpack__(self, **options: Any) -> Any:
         if self.requires_grad:
             raise TypeError("__dlpack__: the tensor requires a gradient; use x.detach()")
+        self._refuse_read("__dlpack__()")
         return self._array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[_int, _int]:
@@ -267,6 +278,15 @@ class Tensor:
             "a Tensor is not pickled; write it with tinygrad_ish.save(obj, path), copy it with "
             "clone()"
         )
+
+    def _refuse_read(self, name: str) -> None:
+        """Raise if the caller is being recorded: a value read now would be taken for all runs."""
+        recorder = autograd.recorder()
+        if recorder is not None:
+            recorder.refuse(
+                f"{name} reads the values of a tensor, which a recording cannot follow; return "
+                "the tensor, and read it after the call"
+            )
 
     # --- the graph ---------------------------------------------------------------------------
 
@@ -290,6 +310,9 @@ class Tensor:
                     "of that shape; or reduce it first, x.sum().backward()"
                 )
             g = self.backend.full(self.shape, 1, self.dtype)
+            recorder = autograd.recorder()
+            if recorder is not None:
+                recorder.creates(g)
         else:
             g = self._checked_gradient(gradient)
         autograd.backward(self, g, retain_graph)
@@ -368,6 +391,7 @@ class Tensor:
                 "to(): the graph does not cross devices; make the tensor on that device, or move "
                 "x.detach()"
             )
+        self._refuse_read(f"to({backend.device})")
         return Tensor(backend.xp.array(self.backend.to_numpy(self._array)), backend)
 
     def cpu(self) -> Tensor:
@@ -611,6 +635,11 @@ class Tensor:
         for a in args:
             if isinstance(a, Tensor) and a.backend is not self.backend:
                 autograd.refuse_mixed(kernel, self.backend, a.backend)
+        recorder = autograd.recorder()
+        if recorder is not None:
+            for a in args:
+                if isinstance(a, Tensor):
+                    recorder.saw(a)
         arrays = [a._array if isinstance(a, Tensor) else a for a in args]
         return Tensor(getattr(self.backend, kernel)(*arrays, **constants), self.backend)
 
@@ -1065,6 +1094,9 @@ class Tensor:
         return self._write(value._array, place, writer)
 
     def _write(self, values: Array, place: Array, writer: str) -> Tensor:
+        recorder = autograd.recorder()
+        if recorder is not None:
+            recorder.saw(self)
         if not getattr(place.flags, "writeable", True):  # CuPy has no such flag
             raise ValueError(f"{writer}: the memory is expanded or read-only; clone() it first")
         self.backend.copy(values, out=place)
@@ -1113,16 +1145,18 @@ class Tensor:
         """Set every element to a random number in [low, high)."""
         from .random import uniform
 
-        return self._take(uniform(low, high, self.shape, self.dtype), "uniform_")
+        return self._take(lambda: uniform(low, high, self.shape, self.dtype), "uniform_")
 
     def normal_(self, mean: _float = 0.0, std: _float = 1.0) -> Tensor:
         """Set every element to a random number of the normal distribution."""
         from .random import normal
 
-        return self._take(normal(mean, std, self.shape, self.dtype), "normal_")
+        return self._take(lambda: normal(mean, std, self.shape, self.dtype), "normal_")
 
-    def _take(self, values: np.ndarray, writer: str) -> Tensor:
-        return self._assign((...,), Tensor(self.backend.asarray(values), self.backend), writer)
+    def _take(self, make: Callable[[], np.ndarray], writer: str) -> Tensor:
+        from .random import drawn
+
+        return self._assign((...,), drawn(make, self.dtype, self.backend), writer)
 
     def __iadd__(self, other: Operand) -> Tensor:
         return self.add_(other)
@@ -1153,7 +1187,7 @@ def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     else:
         array = _host_array(data)
     wanted = array.dtype.newbyteorder("=") if dtype is None else dtype
-    out = Tensor(backend.asarray(array.astype(dtypes.as_dtype(wanted), copy=False)), backend)
+    out = _made(backend.asarray(array.astype(dtypes.as_dtype(wanted), copy=False)), backend)
     return out.requires_grad_(requires_grad)
 
 
@@ -1221,7 +1255,7 @@ def full(
     """A tensor with every element ``fill_value``; its dtype is the value's unless given."""
     dtype = dtypes.result_type(fill_value) if dtype is None else dtypes.as_dtype(dtype)
     backend = resolve(device)
-    out = Tensor(backend.full(_shape(size), fill_value, dtype), backend)
+    out = _made(backend.full(_shape(size), fill_value, dtype), backend)
     return out.requires_grad_(requires_grad)
 
 
@@ -1239,7 +1273,7 @@ def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool
     """A float32 (unless told) tensor with no particular values."""
     backend = resolve(device)
     array = backend.empty(_shape(_flat(size)), dtypes.as_dtype(dtype or dtypes.DEFAULT_FLOAT))
-    return Tensor(array, backend).requires_grad_(requires_grad)
+    return _made(array, backend).requires_grad_(requires_grad)
 
 
 def zeros_like(input: Tensor, dtype: Any = None) -> Tensor:
@@ -1277,21 +1311,30 @@ def arange(
         dtype = dtypes.int64 if whole else dtypes.DEFAULT_FLOAT
     backend = resolve(device)
     array = np.arange(start, end, step).astype(dtypes.as_dtype(dtype))
-    return Tensor(backend.asarray(array), backend).requires_grad_(requires_grad)
+    return _made(backend.asarray(array), backend).requires_grad_(requires_grad)
 
 
 def linspace(start: float, end: float, steps: int, dtype: Any = None, device: Any = None) -> Tensor:
     """``steps`` numbers from start to end, both included, evenly spaced."""
     backend = resolve(device)
     array = np.linspace(start, end, steps).astype(dtypes.as_dtype(dtype or dtypes.DEFAULT_FLOAT))
-    return Tensor(backend.asarray(array), backend)
+    return _made(backend.asarray(array), backend)
 
 
 def eye(n: int, m: int | None = None, dtype: Any = None, device: Any = None) -> Tensor:
     """The n × m matrix with ones on its diagonal."""
     backend = resolve(device)
     array = np.eye(n, m, dtype=dtypes.as_dtype(dtype or dtypes.DEFAULT_FLOAT))
-    return Tensor(backend.asarray(array), backend)
+    return _made(backend.asarray(array), backend)
+
+
+def _made(array: Array, backend: Backend) -> Tensor:
+    """A tensor of an array that was made just now; a recorded step that changes it makes it anew
+    at each run."""
+    recorder = autograd.recorder()
+    if recorder is not None:
+        recorder.creates(array)
+    return Tensor(array, backend)
 
 
 # --- functions of several tensors ------------------------------------------------------------

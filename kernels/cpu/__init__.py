@@ -11,8 +11,16 @@ import importlib
 from typing import Any
 
 KERNELS = {
+    "exp": "elementwise",
+    "log": "elementwise",
+    "sigmoid": "elementwise",
+    "tanh": "elementwise",
     "relu": "elementwise",
     "relu_backward": "elementwise",
+    "gelu": "elementwise",
+    "gelu_backward": "elementwise",
+    "softmax": "rows",
+    "log_softmax": "rows",
     "matmul": "linalg",
     "linear": "linalg",
     "linear_backward": "linalg",
@@ -21,7 +29,7 @@ KERNELS = {
     "sgd_step": "optimizers",
     "adam_step": "optimizers",
 }
-_HOME = {**KERNELS, "warmup": "_jit", "cache_info": "_jit"}
+_HOME = {**KERNELS, "lower": "lowering", "warmup": "_jit", "cache_info": "_jit"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,17 +17,17 @@ disk cache.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
-import os
 import pickle
+import re
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import llvmlite
 import numba
@@ -37,6 +37,7 @@ from numba.core.compiler import CompileResult
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.serialize import dumps
 
+from . import _threads
 from ._cache import CacheInfo, DiskCache
 
 FLAGS = {
@@ -64,6 +65,11 @@ def jit(signature: str, parallel: bool = False) -> Callable[[Callable[..., Any]]
     return lambda function: Kernel(function, signature, parallel)
 
 
+def task(function: Callable[..., Any]) -> Task:
+    """A piece of a kernel for T = float32 and T = float64, called by address: see _tasks.py."""
+    return Task(function, "pointer(T), int64")
+
+
 class Kernel:
     """A function compiled for its declared signatures alone, chosen by its first argument's dtype.
 
@@ -72,12 +78,18 @@ class Kernel:
     that may be written to, where the signature says const).
     """
 
-    def __init__(self, function: Callable[..., Any], signature: str, parallel: bool) -> None:
+    options: ClassVar[dict[str, bool]] = {}
+
+    def __init__(
+        self, function: Callable[..., Any], signature: str, parallel: bool = False
+    ) -> None:
         self.function = function
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         self.signature = signature
         self.parallel = parallel
         self.compiled: dict[np.dtype, Any] = {}
+
+        self.typed = re.search(r"\bT\b", signature) is not None
 
     def __call__(self, first: np.ndarray, *rest: Any) -> Any:
         dispatcher = self.compiled.get(first.dtype)
@@ -87,11 +99,12 @@ class Kernel:
 
     def compile(self, dtype: np.dtype) -> Any:
         """The dispatcher for this dtype, compiled or loaded from the disk if it is not yet."""
+        dtype = self.key(dtype)
         with _compiling:
             if dtype not in self.compiled:
                 if self.parallel:
-                    _start_threads()
-                options = {**FLAGS, "parallel": self.parallel}
+                    _threads.start()
+                options = {**FLAGS, **self.options, "parallel": self.parallel}
                 dispatcher = CPUDispatcher(self.function, targetoptions=options)
                 dispatcher._cache = _KernelCache(self.file_name(dtype))
                 dispatcher.compile(_expand(self.signature, dtype))
@@ -99,35 +112,50 @@ class Kernel:
                 self.compiled[dtype] = dispatcher
             return self.compiled[dtype]
 
+    def key(self, dtype: np.dtype) -> np.dtype:
+        """The dtype it is compiled for, to serve arrays of this one: int64 if T does not occur."""
+        return dtype if self.typed else np.dtype(np.int64)
+
     def file_name(self, dtype: np.dtype) -> str:
         """The name under which the disk cache keeps the kernel for this dtype."""
-        return f"{self.name}-{dtype.name}"
+        return f"{self.name}-{self.key(dtype).name}"
+
+
+class Task(Kernel):
+    """A kernel that other native code calls by its address."""
+
+    options: ClassVar[dict[str, bool]] = {"no_cpython_wrapper": True}
+
+    def __init__(self, function: Callable[..., Any], signature: str) -> None:
+        super().__init__(function, signature)
+        self._addresses: dict[np.dtype, int] = {}
+        self._slots: struct.Struct | None = None
+
+    def address(self, dtype: np.dtype) -> int:
+        """Where the native function for this dtype lies."""
+        if dtype not in self._addresses:
+            (result,) = self.compile(dtype).overloads.values()
+            pointer = result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+            self._addresses[dtype] = pointer
+        return self._addresses[dtype]
+
+    def slots(self, values: list[Any]) -> struct.Struct:
+        """How a call's address, count and values are laid out: the same for every call."""
+        if self._slots is None:
+            codes = ["d" if isinstance(v, float) else "q" for v in values]
+            self._slots = struct.Struct(f"=qq{''.join(codes)}")
+        return self._slots
 
 
 _compiling = threading.Lock()
 
 
-@functools.cache
-def _start_threads() -> None:
-    """Start Numba's threads, told to sleep while they wait for work.
-
-    By default OpenMP's threads wait by spinning. Where another process uses a core they then hold
-    up each parallel kernel for milliseconds. OpenMP reads the setting once, at its start.
-    """
-    given = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = given or "passive"
-    try:
-        numba.get_num_threads()
-    finally:
-        if given is None:
-            del os.environ["OMP_WAIT_POLICY"]
-
-
 def _expand(signature: str, dtype: np.dtype) -> tuple[types.Type, ...]:
-    if dtype not in DTYPES:
+    if dtype not in DTYPES and re.search(r"\bT\b", signature):
         raise TypeError(f"a kernel takes float32 or float64, got {dtype.name}")
     names = {
-        "T": DTYPES[dtype],
+        "T": DTYPES.get(dtype),
+        "pointer": types.CPointer,
         "const": lambda array: array.copy(readonly=True),
         "int64": types.int64,
         "float64": types.float64,
@@ -231,7 +259,7 @@ def warmup(names: Iterable[str], dtype: Any = "float32", progress: Progress | No
     dtype = np.dtype(dtype)
     functions = [getattr(package, name) for name in names if name in package.KERNELS]
     kernels = dict.fromkeys(k for function in functions for k in kernels_of(function))
-    needed = [k for k in kernels if dtype in DTYPES and dtype not in k.compiled]
+    needed = [k for k in kernels if dtype in DTYPES and k.key(dtype) not in k.compiled]
     missing = [k for k in needed if not disk().holds(k.file_name(dtype))]
     for kernel in needed:
         if kernel not in missing:

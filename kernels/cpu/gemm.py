@@ -44,13 +44,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from ._intrinsics import FEATURES, IS_X86, TRIPLE, multiply_add
-from ._jit import device, jit
-from .elementwise import clamp
+from ._jit import device, task
+from ._tasks import Call, integer, matrix, rows, vector
+from .elementwise import clamp, shut
 
 __all__: list[str] = []
 
@@ -73,7 +73,7 @@ HALF = ROWS // 2  # of a tile, for what is left of the rows
 BLOCK = 16 * ROWS
 DEPTH = 256  # with AVX-512 the slice of B takes 32 KiB
 INT = types.intp
-PARALLEL_FLOPS = 1_000_000  # below this, starting the threads costs more than they save
+FLOPS_PER_NANOSECOND = 50
 
 
 class _Emitter:
@@ -153,8 +153,8 @@ def _emit_loop(
     news = []
     for r, pointer in enumerate(a):
         factor = emit.broadcast(pointer, a_at)
-        for v, vector in enumerate(row_of_b):
-            news.append(multiply_add(builder, factor, vector, olds[r * len(b) + v]))
+        for v, elements in enumerate(row_of_b):
+            news.append(multiply_add(builder, factor, elements, olds[r * len(b) + v]))
     left_now = builder.sub(left, ir.Constant(count.type, 1))
     following = [left_now, emit.sum(a_at, along), emit.sum(b_at, step), *news]
     builder.cbranch(builder.icmp_signed(">", left_now, zero), loop, after)
@@ -277,20 +277,26 @@ def _pack(b, transposed, k0, k1, j0, width, packed):
 
 
 @device
-def _finish(sums, first, row, bias, relu, out, i0, n, j0, width):
-    """out[i0 : i0 + n, j0 : j0 + width] = sums + bias, through ReLU if wanted."""
+def _finish(sums, first, row, bias, relu, gate, out, i0, n, j0, width):
+    """out[i0 : i0 + n, j0 : j0 + width] = sums + bias, through ReLU if wanted; 0 where the gate,
+    if there is one, is not positive."""
     for r in range(n):
         part, bias_part, result = sums[first + r * row :], bias[j0:], out[i0 + r, j0:]
-        for j in range(width):
-            v = part[j]
-            if bias.size:
-                v += bias_part[j]
-            result[j] = clamp(v) if relu else v
+        if gate.size:
+            gate_part = gate[i0 + r, j0:]
+            for j in range(width):
+                result[j] = shut(part[j], gate_part[j])
+        else:
+            for j in range(width):
+                v = part[j]
+                if bias.size:
+                    v += bias_part[j]
+                result[j] = clamp(v) if relu else v
 
 
 @device
-def _block(a, b, transposed, bias, relu, out, i0, j0):
-    """out[i0 : i0 + BLOCK, j0 : j0 + PANEL] = a @ b + bias there, through ReLU if wanted."""
+def _block(a, b, transposed, bias, relu, gate, out, i0, j0):
+    """out[i0 : i0 + BLOCK, j0 : j0 + PANEL] = a @ b there, then what ``_finish`` does."""
     lanes = VECTOR_BYTES // out.itemsize
     panel = VECTORS * lanes
     n, depth, width = min(BLOCK, out.shape[0] - i0), a.shape[1], min(panel, out.shape[1] - j0)
@@ -320,40 +326,53 @@ def _block(a, b, transposed, bias, relu, out, i0, j0):
                 _tile_narrow(a, i0 + r, k0, k1, source, at, step, sums, to, row)
             else:
                 _tile(a, i0 + r, k0, k1, source, at, step, sums, to, row)
-    if bias.size or relu or not inside:
-        _finish(sums, first, row, bias, relu, out, i0, n, j0, width)
+    if bias.size or relu or gate.size or not inside:
+        _finish(sums, first, row, bias, relu, gate, out, i0, n, j0, width)
 
 
-@jit(
-    "const(T[:, :]), const(T[:, ::1]), boolean, const(T[::1]), boolean, T[:, ::1], boolean",
-    parallel=True,
-)
-def _product(a, b, transposed, bias, relu, out, threads):
-    """out (M, N) = a (M, K) @ b (K, N) + bias (N or 0), through ReLU if wanted.
-
-    If ``transposed``, b is (N, K) and bᵀ the factor.
-    """
+@task
+def _product(args, i):
+    a, b, transposed = matrix(args, 0), rows(args, 5), integer(args, 8) != 0
+    bias, relu, gate, out = vector(args, 9), integer(args, 11) != 0, rows(args, 12), rows(args, 15)
     panel = VECTORS * (VECTOR_BYTES // out.itemsize)
     down = (out.shape[0] + BLOCK - 1) // BLOCK
-    blocks = down * ((out.shape[1] + panel - 1) // panel)
-    if threads:
-        for n in prange(blocks):
-            _block(a, b, transposed, bias, relu, out, n % down * BLOCK, n // down * panel)
-    else:
-        for n in range(blocks):
-            _block(a, b, transposed, bias, relu, out, n % down * BLOCK, n // down * panel)
+    _block(a, b, transposed, bias, relu, gate, out, i % down * BLOCK, i // down * panel)
+    return 0
 
 
-def multiply(
+def takes(b: np.ndarray) -> bool:
+    """Whether a product takes b, or bᵀ, where it lies."""
+    return b.flags.c_contiguous or b.T.flags.c_contiguous
+
+
+def product(
     a: np.ndarray,
     b: np.ndarray,
     out: np.ndarray,
     bias: np.ndarray | None = None,
     activation: str | None = None,
-) -> None:
-    """out (M, N) = a (M, K) @ b (K, N), then bias and activation; out is C-contiguous."""
-    threads = 2 * a.size * out.shape[1] >= PARALLEL_FLOPS
-    transposed = not b.flags.c_contiguous and b.T.flags.c_contiguous
-    b = b.T if transposed else np.ascontiguousarray(b)
-    bias = np.empty(0, out.dtype) if bias is None else np.ascontiguousarray(bias)
-    _product(a, b, transposed, bias, activation == "relu", out, threads)
+    gate: np.ndarray | None = None,
+) -> Call:
+    """out (M, N) = a (M, K) @ b (K, N), as a call.
+
+    Then bias and activation; or 0 where ``gate`` (M, N), the output of a ReLU, is not positive. b
+    is contiguous in either order, the others in rows; a has any strides.
+    """
+    transposed = not b.flags.c_contiguous
+    panel = VECTORS * (VECTOR_BYTES // out.itemsize)
+    m, n = out.shape
+    none = (out, 0)
+    return Call(
+        _product,
+        out.dtype,
+        -(-m // BLOCK) * -(-n // panel),
+        (
+            a, *a.shape, *a.strides,
+            b, *(b.shape[::-1] if transposed else b.shape), transposed,
+            *(none if bias is None else (bias, n)), activation == "relu",
+            *((*none, 0) if gate is None else (gate, m, n)),
+            out, m, n,
+        ),
+        writes=(out,),
+        nanoseconds=2 * a.size * n / FLOPS_PER_NANOSECOND,
+    )  # fmt: skip

@@ -7,21 +7,62 @@ import numpy as np
 from .. import reference
 from ..reference import check_linear, check_linear_backward
 from ._arrays import compilable, deliver, destination
-from ._jit import jit
-from .elementwise import relu_backward
-from .gemm import multiply
+from ._jit import task
+from ._tasks import Call, rows, run, vector
+from .elementwise import relu_backward, shut
+from .gemm import product, takes
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
+COLUMNS = 64  # that one task sums
+CHUNK = 8192  # elements that one task gates
 
-@jit("const(T[:, ::1]), T[::1]")
-def _sum_rows(g, out):
-    """out (K,) = Σₙ g (N, K), row after row."""
+
+@task
+def _sum_rows(args, i):
+    g = rows(args, 0)
+    part = slice(i * COLUMNS, (i + 1) * COLUMNS)
+    out = vector(args, 3)[part]
     out[:] = 0
     for n in range(g.shape[0]):
-        row = g[n]
+        row = g[n, part]
         for k in range(len(out)):
             out[k] += row[k]
+    return 0
+
+
+@task
+def _gate_chunk(args, i):
+    part = slice(i * CHUNK, (i + 1) * CHUNK)
+    g, y, out = vector(args, 0)[part], vector(args, 2)[part], vector(args, 4)[part]
+    for k in range(len(out)):
+        out[k] = shut(g[k], y[k])
+    return 0
+
+
+def gate_call(g: np.ndarray, y: np.ndarray, out: np.ndarray) -> Call:
+    """out = g where y > 0, else 0, as a call."""
+    return Call(
+        _gate_chunk,
+        g.dtype,
+        -(-g.size // CHUNK),
+        (g, g.size, y, y.size, out, out.size),
+        writes=(out,),
+        nanoseconds=0.1 * g.size,
+    )
+
+
+def sum_rows(g: np.ndarray, out: np.ndarray) -> Call:
+    """out (K,) = Σₙ g (N, K), row after row, as a call."""
+    n, k = g.shape
+    return Call(
+        _sum_rows,
+        out.dtype,
+        -(-k // COLUMNS),
+        (g, n, k, out, k),
+        writes=(out,),
+        nanoseconds=0.1 * n * k,
+    )
 
 
 def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -31,7 +72,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     if not plain or not compilable(a, b):
         return reference.matmul(a, b, out)
     y = destination(out, (a.shape[0], b.shape[1]), a.dtype, a, b)
-    multiply(a, b, y)
+    run(product(a, b if takes(b) else b.copy(), y))
     return deliver(y, out)
 
 
@@ -48,8 +89,22 @@ def linear(
         return reference.linear(x, w, b, activation, out)
     check_linear(x, w, b, activation)
     y = destination(out, (x.shape[0], w.shape[0]), x.dtype, *inputs)
-    multiply(x, w.T, y, b, activation)
+    bias = None if b is None else np.ascontiguousarray(b)
+    run(product(x, w.T if takes(w) else w.T.copy(), y, bias, activation))
     return deliver(y, out)
+
+
+def linear_calls(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    activation: str | None,
+    out: np.ndarray,
+) -> list[Call] | None:
+    """``linear`` as calls, or None if it is not for compiled kernels on these arrays."""
+    inputs = (x, w) if b is None else (x, w, b)
+    direct = takes(w) and (b is None or b.flags.c_contiguous) and out.flags.carray
+    return [product(x, w.T, out, b, activation)] if direct and compilable(*inputs) else None
 
 
 def linear_backward(
@@ -74,14 +129,47 @@ def linear_backward(
     dx = dw = db = None
     if needs[0]:
         dx = destination(out[0], x.shape, x.dtype, *inputs)
-        multiply(g, w, dx)
+        run(product(g, w if takes(w) else w.copy(), dx))
         dx = deliver(dx, out[0])
     if needs[1]:
         dw = destination(out[1], w.shape, x.dtype, *inputs)
-        multiply(g.T, x, dw)
+        run(product(g.T, x if takes(x) else x.copy(), dw))
         dw = deliver(dw, out[1])
     if needs[2]:
         db = destination(out[2], (w.shape[0],), x.dtype, *inputs)
-        _sum_rows(np.ascontiguousarray(g), db)
+        run(sum_rows(np.ascontiguousarray(g), db))
         db = deliver(db, out[2])
     return dx, dw, db
+
+
+def linear_backward_calls(
+    g: np.ndarray,
+    x: np.ndarray,
+    w: np.ndarray,
+    y: np.ndarray | None,
+    activation: str | None,
+    needs: tuple[bool, bool, bool],
+    out: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None],
+    gate: np.ndarray | None = None,
+) -> list[Call] | None:
+    """``linear_backward`` as calls, or None if it is not for compiled kernels on these arrays.
+
+    dx is 0 where ``gate``, the output of a ReLU below, is not positive.
+    """
+    inputs = [a for a in (g, x, w, y, *out) if a is not None]
+    direct = g.flags.c_contiguous and takes(w) and takes(x)
+    direct = direct and all(o is None or o.flags.carray for o in (*out, y))
+    if not direct or not compilable(*inputs):
+        return None
+    (dx, dw, db), calls = out, []
+    if y is not None and activation == "relu":
+        gated = np.empty_like(g)
+        calls.append(gate_call(g, y, gated))
+        g = gated
+    if needs[1]:
+        calls.append(product(g.T, x, dw))
+    if needs[0]:
+        calls.append(product(g, w, dx, gate=gate))
+    if needs[2]:
+        calls.append(sum_rows(g, db))
+    return calls

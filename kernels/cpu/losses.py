@@ -1,4 +1,7 @@
-"""Losses: the value and its gradient in one pass, row after row."""
+"""Losses: the value and its gradient in one pass, row after row.
+
+Losses of rows and sums of chunks are kept in float64, and added up in order by a last task.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,17 @@ import numpy as np
 from .. import reference
 from ..reference import REDUCTIONS, check_cross_entropy, check_mse, raise_bad_label
 from ._arrays import compilable, deliver, destination
-from ._jit import device, jit
+from ._jit import device, task
+from ._tasks import Call, floats, integer, integers, number, rows, run, vector
 
 __all__ = ["mse_loss", "softmax_cross_entropy"]
 
+CHUNK = 8192  # elements, or a row if that is longer, in one task
 MEAN, SUM, NONE = (REDUCTIONS.index(name) for name in ("mean", "sum", "none"))
 
 
 @device
-def _total_weight(labels, weight, ignore_index, classes):
-    """Σₙ w_y over the rows kept, and the first row whose label is out of range (or -1)."""
-    total = 0.0
-    for n in range(len(labels)):
-        label = labels[n]
-        if label != ignore_index:
-            if label < 0 or label >= classes:
-                return total, n
-            total += weight[label] if weight.size else 1.0
-    return total, -1
-
-
-@device
-def _softmax(x, p):
+def softmax_row(x, p):
     """p = softmax(x); returns max x and log Σ e^(x - max x)."""
     top = x[0]
     for c in range(len(x)):
@@ -45,51 +37,83 @@ def _softmax(x, p):
     return top, type(top)(math.log(total))
 
 
-@jit("const(T[:, ::1]), const(int64[::1]), const(T[::1]), int64, float64, int64, T[::1], T[:, ::1]")
-def _cross_entropy(logits, labels, weight, ignore_index, smoothing, reduction, loss, dlogits):
-    """Returns the first row whose label is out of range, with nothing written, or -1."""
-    classes = logits.shape[1]
-    total, bad = _total_weight(labels, weight, ignore_index, classes)
-    if bad >= 0:
-        return bad
-    T = logits.dtype.type
-    smooth = T(smoothing / classes) if classes else T(0)
-    divisor = T(total) if reduction == MEAN else T(1)
-    weight_sum = T(classes)
-    if weight.size:
-        weight_sum = weight.sum()
-    value = 0.0
+@task
+def _weigh(args, i):
+    """sums[0] = Σₙ w_y over the rows kept. The answer is 1 + the first row whose label is out of
+    range, or 0."""
+    labels, weight, sums = integers(args, 0), vector(args, 2), floats(args, 4)
+    ignore_index, classes = integer(args, 6), integer(args, 7)
+    sums[0] = 0
     for n in range(len(labels)):
-        x, d, label = logits[n], dlogits[n], labels[n]
-        row_loss = T(0)
-        if label == ignore_index:
-            d[:] = 0
+        label = labels[n]
+        if label != ignore_index:
+            if label < 0 or label >= classes:
+                return n + 1
+            sums[0] += weight[label] if weight.size else 1.0
+    return 0
+
+
+@device
+def _row_of(x, label, weight, weight_sum, smoothing, divisor, d):
+    """The loss of a row; d = its gradient, divided by the divisor."""
+    T, classes = type(divisor), len(x)
+    top, log_total = softmax_row(x, d)
+    hard, smooth = T(1 - smoothing), T(smoothing / classes)
+    if weight.size:
+        hard *= weight[label]
+    loss = -hard * (x[label] - top - log_total)
+    scale = hard + smooth * weight_sum
+    if smoothing:
+        spread = 0.0
+        for c in range(classes):
+            w = weight[c] if weight.size else T(1)
+            spread += w * (x[c] - top - log_total)
+            d[c] = scale * d[c] - smooth * w
+        loss -= smooth * T(spread)
+    else:
+        for c in range(classes):
+            d[c] *= scale
+    d[label] -= hard
+    for c in range(classes):
+        d[c] /= divisor
+    return loss
+
+
+@task
+def _cross_entropy_rows(args, i):
+    """dlogits of some rows; sums[1 + n] = the loss of row n."""
+    logits, labels, weight = rows(args, 0), integers(args, 3), vector(args, 5)
+    dlogits, sums = rows(args, 7), floats(args, 10)
+    ignore_index, smoothing, reduction = integer(args, 12), number(args, 13), integer(args, 14)
+    height = integer(args, 15)
+    T = logits.dtype.type
+    divisor = T(sums[0]) if reduction == MEAN else T(1)
+    weight_sum = weight.sum() if weight.size else T(logits.shape[1])
+    for n in range(i * height, min((i + 1) * height, len(labels))):
+        if labels[n] == ignore_index:
+            dlogits[n, :] = 0
+            sums[1 + n] = 0
         else:
-            top, log_total = _softmax(x, d)
-            hard = T(1 - smoothing)
-            if weight.size:
-                hard *= weight[label]
-            row_loss = -hard * (x[label] - top - log_total)
-            scale = hard + smooth * weight_sum
-            if smoothing:
-                spread = 0.0
-                for c in range(classes):
-                    w = weight[c] if weight.size else T(1)
-                    spread += w * (x[c] - top - log_total)
-                    d[c] = scale * d[c] - smooth * w
-                row_loss -= smooth * T(spread)
-            else:
-                for c in range(classes):
-                    d[c] *= scale
-            d[label] -= hard
-            for c in range(classes):
-                d[c] /= divisor
-        if reduction == NONE:
-            loss[n] = row_loss
-        value += row_loss
-    if reduction != NONE:
-        loss[0] = T(value) / divisor
-    return -1
+            sums[1 + n] = _row_of(
+                logits[n], labels[n], weight, weight_sum, smoothing, divisor, dlogits[n]
+            )
+    return 0
+
+
+@task
+def _total(args, i):
+    """loss = Σ terms, divided by the first number for "mean"; the terms themselves for "none"."""
+    sums, loss, reduction = floats(args, 0), vector(args, 2), integer(args, 4)
+    T = loss.dtype.type
+    if reduction == NONE:
+        for n in range(len(loss)):
+            loss[n] = T(sums[1 + n])
+    else:
+        total = 0.0
+        for n in range(1, len(sums)):
+            total += sums[n]
+        loss[0] = T(total) / (T(sums[0]) if reduction == MEAN else T(1))
+    return 0
 
 
 def softmax_cross_entropy(
@@ -102,7 +126,7 @@ def softmax_cross_entropy(
     out: tuple[np.ndarray | None, np.ndarray | None] = (None, None),
 ) -> tuple[np.ndarray, np.ndarray]:
     """The cross-entropy of softmax(logits) with integer labels, and its gradient: the reference's
-    formulas. A row's sum of exponentials, and the sum of the rows, are added up in float64.
+    formulas.
 
     logits (N, C) floating, labels (N,) int64, weight (C,) → loss () or (N,), dlogits (N, C).
     Raises ValueError for a label outside 0..C-1.
@@ -113,41 +137,90 @@ def softmax_cross_entropy(
             logits, labels, weight, ignore_index, label_smoothing, reduction, out
         )
     check_cross_entropy(logits, labels, weight, label_smoothing, reduction)
-    n, classes = logits.shape
     inputs = (*inputs, labels)
-    loss = destination(out[0], (n,) if reduction == "none" else (), logits.dtype, *inputs)
+    shape = labels.shape if reduction == "none" else ()
+    loss = destination(out[0], shape, logits.dtype, *inputs)
     dlogits = destination(out[1], logits.shape, logits.dtype, *inputs)
-    bad = _cross_entropy(
+    calls = softmax_cross_entropy_calls(
         np.ascontiguousarray(logits),
         np.ascontiguousarray(labels),
-        np.empty(0, logits.dtype) if weight is None else np.ascontiguousarray(weight),
-        int(ignore_index),
-        float(label_smoothing),
-        REDUCTIONS.index(reduction),
-        loss.reshape(-1),
-        dlogits,
+        None if weight is None else np.ascontiguousarray(weight),
+        ignore_index,
+        label_smoothing,
+        reduction,
+        (loss, dlogits),
     )
-    if bad >= 0:
-        raise_bad_label(labels, bad, classes)
+    assert calls is not None
+    run(*calls)
     return deliver(loss, out[0]), deliver(dlogits, out[1])
 
 
-@jit("const(T[::1]), const(T[::1]), int64, T[::1], T[::1]")
-def _mse(input, target, reduction, loss, dinput):
+def softmax_cross_entropy_calls(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    weight: np.ndarray | None,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+    out: tuple[np.ndarray, np.ndarray],
+) -> list[Call] | None:
+    """``softmax_cross_entropy`` as calls, or None if these arrays are not for compiled kernels."""
+    loss, dlogits = out
+    arrays = (logits, loss, dlogits) if weight is None else (logits, loss, dlogits, weight)
+    direct = all(x.flags.c_contiguous for x in (*arrays, labels))
+    if not direct or not compilable(*arrays) or labels.dtype != np.int64:
+        return None
+    (n, classes), dtype, mode = logits.shape, logits.dtype, REDUCTIONS.index(reduction)
+    sums = np.empty(1 + n)  # the total weight, and the loss of each row
+    weights = (logits, 0) if weight is None else (weight, classes)
+    height = max(1, CHUNK // max(1, classes))
+    weigh = Call(
+        _weigh,
+        dtype,
+        1,
+        (labels, n, *weights, sums, len(sums), ignore_index, classes),
+        writes=(sums,),
+        refuse=lambda answer, arrays: raise_bad_label(arrays[0], answer - 1, classes),
+    )
+    each = Call(
+        _cross_entropy_rows,
+        dtype,
+        -(-n // height),
+        (
+            logits, n, classes, labels, n, *weights, dlogits, n, classes, sums, len(sums),
+            ignore_index, float(label_smoothing), mode, height,
+        ),
+        writes=(dlogits, sums),
+        nanoseconds=1.0 * logits.size,
+    )  # fmt: skip
+    return [weigh, each, _total_call(sums, loss, mode)]
+
+
+def _total_call(sums: np.ndarray, loss: np.ndarray, mode: int) -> Call:
+    values = (sums, len(sums), loss, loss.size, mode)
+    return Call(_total, loss.dtype, 1, values, writes=(loss,))
+
+
+@task
+def _mse_chunk(args, i):
+    """dinput, and the squares or their sum, of a chunk."""
+    input, target, dinput = vector(args, 0), vector(args, 2), vector(args, 4)
+    loss, sums, reduction = vector(args, 6), floats(args, 8), integer(args, 10)
     T = input.dtype.type
     divisor = T(len(input)) if reduction == MEAN else T(1)
-    for i in range(len(input)):
-        dinput[i] = T(2) * (input[i] - target[i]) / divisor
+    part = slice(i * CHUNK, (i + 1) * CHUNK)
+    x, y, d = input[part], target[part], dinput[part]
+    total = 0.0
+    for n in range(len(x)):
+        total += (x[n] - y[n]) * (x[n] - y[n])
     if reduction == NONE:
-        for i in range(len(input)):
-            d = input[i] - target[i]
-            loss[i] = d * d
-    else:
-        total = 0.0
-        for i in range(len(input)):
-            d = input[i] - target[i]
-            total += d * d
-        loss[0] = T(total) / divisor
+        squares = loss[part]
+        for n in range(len(x)):
+            squares[n] = (x[n] - y[n]) * (x[n] - y[n])
+    for n in range(len(x)):
+        d[n] = T(2) * (x[n] - y[n]) / divisor
+    sums[1 + i] = total
+    return 0
 
 
 def mse_loss(
@@ -166,11 +239,32 @@ def mse_loss(
     shape, dtype = input.shape, input.dtype
     loss = destination(out[0], shape if reduction == "none" else (), dtype, input, target)
     dinput = destination(out[1], shape, dtype, input, target)
-    _mse(
-        input.ravel(),
-        target.ravel(),
-        REDUCTIONS.index(reduction),
-        loss.reshape(-1),
-        dinput.reshape(-1),
+    calls = mse_loss_calls(
+        np.ascontiguousarray(input), np.ascontiguousarray(target), reduction, (loss, dinput)
     )
+    assert calls is not None
+    run(*calls)
     return deliver(loss, out[0]), deliver(dinput, out[1])
+
+
+def mse_loss_calls(
+    input: np.ndarray, target: np.ndarray, reduction: str, out: tuple[np.ndarray, np.ndarray]
+) -> list[Call] | None:
+    """``mse_loss`` as calls, or None if these arrays are not for compiled kernels."""
+    loss, dinput = out
+    arrays = (input, target, loss, dinput)
+    if not all(x.flags.c_contiguous for x in arrays) or not compilable(*arrays):
+        return None
+    n, mode = input.size, REDUCTIONS.index(reduction)
+    chunks = -(-n // CHUNK)
+    sums = np.empty(1 + chunks)
+    sums[0] = n
+    each = Call(
+        _mse_chunk,
+        input.dtype,
+        chunks,
+        (input, n, target, n, dinput, n, loss, loss.size, sums, len(sums), mode),
+        writes=(dinput, sums, loss),
+        nanoseconds=1.0 * n,
+    )
+    return [each] if mode == NONE else [each, _total_call(sums, loss, mode)]

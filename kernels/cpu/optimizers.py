@@ -8,17 +8,26 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from .. import reference
 from ..reference import tiny
 from ._arrays import compilable
-from ._jit import device, jit
+from ._jit import device, task
+from ._tasks import Call, floats, integer, number, run, vector
 
 __all__ = ["adam_step", "sgd_step"]
 
-CHUNK = 8192  # elements in one piece of work
-PARALLEL_SIZE = 4 * CHUNK  # below this, starting the threads costs more than they save
+CHUNK = 8192  # elements in one task
+
+
+def _chunks(p: np.ndarray) -> int:
+    return (len(p) + CHUNK - 1) // CHUNK
+
+
+@task
+def _count_step(args, i):
+    vector(args, 0)[1] += 1
+    return 0
 
 
 @device
@@ -40,25 +49,25 @@ def _sgd(p, g, buf, lr, momentum, share, weight_decay, nesterov, least):
         p[i] -= lr * d
 
 
-@jit(
-    "T[::1], const(T[::1]), T[::1], const(float64[:]), "
-    "float64, float64, float64, boolean, float64, boolean",
-    parallel=True,
-)
-def _sgd_step(p, g, buf, state, momentum, dampening, weight_decay, nesterov, least, threads):
+@task
+def _sgd_chunk(args, i):
+    p, g, buf, state = vector(args, 0), vector(args, 2), vector(args, 4), floats(args, 6)
+    momentum, dampening, weight_decay = number(args, 8), number(args, 9), number(args, 10)
+    nesterov, least = integer(args, 11) != 0, number(args, 12)
     T = p.dtype.type
-    lr, mu, decay, least = T(state[0]), T(momentum), T(weight_decay), T(least)
     share = T(1.0) if state[1] == 1 else T(1.0 - dampening)
-    if threads:
-        for chunk in prange((len(p) + CHUNK - 1) // CHUNK):
-            part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-            _sgd(p[part], g[part], buf[part], lr, mu, share, decay, nesterov, least)
-    else:
-        _sgd(p, g, buf, lr, mu, share, decay, nesterov, least)
+    part = slice(i * CHUNK, (i + 1) * CHUNK)
+    _sgd(
+        p[part], g[part], buf[part],
+        T(state[0]), T(momentum), share, T(weight_decay), nesterov, T(least),
+    )  # fmt: skip
+    return 0
 
 
 @device
-def _adam(p, g, m, v, step_size, root_correction, rest1, beta2, rest2, eps, weight_decay, least):
+def _adam(
+    p, g, m, v, step_size, correction, rest1, beta2, rest2, eps, weight_decay, shrink, least
+):  # fmt: skip
     for i in range(len(p)):
         d = g[i]
         if weight_decay != 0:
@@ -68,39 +77,45 @@ def _adam(p, g, m, v, step_size, root_correction, rest1, beta2, rest2, eps, weig
         square = _flush(beta2 * v[i] + rest2 * _flush(d * d, least), least)
         m[i] = mean
         v[i] = square
-        p[i] -= step_size * (mean / (math.sqrt(square) / root_correction + eps))
+        p[i] = p[i] * shrink - step_size * (mean / (math.sqrt(square) * correction + eps))
 
 
-@jit(
-    "T[::1], const(T[::1]), T[::1], T[::1], const(float64[:]), "
-    "float64, float64, float64, float64, float64, boolean",
-    parallel=True,
-)
-def _adam_step(p, g, m, v, state, beta1, beta2, eps, weight_decay, least, threads):
+@task
+def _adam_chunk(args, i):
+    p, g, m, v = vector(args, 0), vector(args, 2), vector(args, 4), vector(args, 6)
+    state = floats(args, 8)
+    beta1, beta2, eps = number(args, 10), number(args, 11), number(args, 12)
+    weight_decay, decoupled, least = number(args, 13), integer(args, 14) != 0, number(args, 15)
     T = p.dtype.type
     lr, t = state[0], state[1]
-    step_size, root_correction = T(lr / (1 - beta1**t)), T(math.sqrt(1 - beta2**t))
-    rest1, rest2, beta2 = T(1 - beta1), T(1 - beta2), T(beta2)
-    eps, decay, least = T(eps), T(weight_decay), T(least)
-    if threads:
-        for chunk in prange((len(p) + CHUNK - 1) // CHUNK):
-            part = slice(chunk * CHUNK, (chunk + 1) * CHUNK)
-            _adam(
-                p[part], g[part], m[part], v[part],
-                step_size, root_correction, rest1, beta2, rest2, eps, decay, least,
-            )  # fmt: skip
-    else:
-        _adam(
-            p, g, m, v,
-            step_size, root_correction, rest1, beta2, rest2, eps, decay, least,
-        )  # fmt: skip
+    part = slice(i * CHUNK, (i + 1) * CHUNK)
+    _adam(
+        p[part], g[part], m[part], v[part],
+        T(lr / (1 - beta1**t)), T(1 / math.sqrt(1 - beta2**t)),
+        T(1 - beta1), T(beta2), T(1 - beta2), T(eps),
+        T(0.0 if decoupled else weight_decay),
+        T(1 - lr * weight_decay) if decoupled else T(1.0),
+        T(least),
+    )  # fmt: skip
+    return 0
 
 
 def _takes(state: np.ndarray, *arrays: np.ndarray) -> bool:
     """Whether the compiled step takes these arrays; the reference answers for all others."""
     size = arrays[0].shape
     flat = all(x.ndim == 1 and x.shape == size and x.flags.c_contiguous for x in arrays)
-    return flat and state.shape == (2,) and state.dtype == np.float64 and compilable(*arrays)
+    return flat and _is_state(state) and compilable(*arrays)
+
+
+def _is_state(state: np.ndarray) -> bool:
+    return state.shape == (2,) and state.dtype == np.float64 and state.flags.carray
+
+
+def count_step_calls(state: np.ndarray) -> list[Call] | None:
+    """``count_step`` as a call."""
+    if not _is_state(state):
+        return None
+    return [Call(_count_step, state.dtype, 1, (state, 2), writes=(state,))]
 
 
 def sgd_step(
@@ -117,21 +132,37 @@ def sgd_step(
 
     p, g, buf: one-dimensional, of one length and dtype; state: float64 [lr, step].
     """
-    if not _takes(state, p, g, *(() if buf is None else (buf,))):
+    calls = sgd_step_calls(p, g, buf, state, momentum, dampening, weight_decay, nesterov)
+    if calls is None:
         reference.sgd_step(p, g, buf, state, momentum, dampening, weight_decay, nesterov)
-        return
-    _sgd_step(
-        p,
-        g,
-        np.empty(0, p.dtype) if buf is None else buf,
-        state,
-        float(momentum),
-        float(dampening),
-        float(weight_decay),
-        bool(nesterov),
-        tiny(p.dtype),
-        len(p) >= PARALLEL_SIZE,
-    )
+    else:
+        run(*calls)
+
+
+def sgd_step_calls(
+    p: np.ndarray,
+    g: np.ndarray,
+    buf: np.ndarray | None,
+    state: np.ndarray,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+) -> list[Call] | None:
+    """``sgd_step`` as a call, or None if the reference is to answer."""
+    if not _takes(state, p, g, *(() if buf is None else (buf,))):
+        return None
+    return [Call(
+        _sgd_chunk,
+        p.dtype,
+        _chunks(p),
+        (
+            p, len(p), g, len(g), *((p, 0) if buf is None else (buf, len(buf))), state, 2,
+            float(momentum), float(dampening), float(weight_decay), bool(nesterov), tiny(p.dtype),
+        ),
+        writes=(p,) if buf is None else (p, buf),
+        nanoseconds=0.3 * len(p),
+    )]  # fmt: skip
 
 
 def adam_step(
@@ -144,24 +175,45 @@ def adam_step(
     beta2: float,
     eps: float,
     weight_decay: float,
+    decoupled: bool = False,
 ) -> None:
-    """One step of Adam (Kingma and Ba, 2015), in place on p, m and v, in PyTorch's order.
+    """One step of Adam (Kingma and Ba, 2015), in place on p, m and v, in PyTorch's order; of AdamW
+    if ``decoupled``.
 
     p, g, m, v: one-dimensional, of one length and dtype; state: float64 [lr, t], t from 1.
     """
+    calls = adam_step_calls(p, g, m, v, state, beta1, beta2, eps, weight_decay, decoupled)
+    if calls is None:
+        reference.adam_step(p, g, m, v, state, beta1, beta2, eps, weight_decay, decoupled)
+    else:
+        run(*calls)
+
+
+def adam_step_calls(
+    p: np.ndarray,
+    g: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    state: np.ndarray,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled: bool = False,
+) -> list[Call] | None:
+    """``adam_step`` as a call, or None if the reference is to answer."""
     if not _takes(state, p, g, m, v):
-        reference.adam_step(p, g, m, v, state, beta1, beta2, eps, weight_decay)
-        return
-    _adam_step(
-        p,
-        g,
-        m,
-        v,
-        state,
-        float(beta1),
-        float(beta2),
-        float(eps),
-        float(weight_decay),
-        tiny(p.dtype),
-        len(p) >= PARALLEL_SIZE,
-    )
+        return None
+    n = len(p)
+    return [Call(
+        _adam_chunk,
+        p.dtype,
+        _chunks(p),
+        (
+            p, n, g, n, m, n, v, n, state, 2,
+            float(beta1), float(beta2), float(eps), float(weight_decay), bool(decoupled),
+            tiny(p.dtype),
+        ),
+        writes=(p, m, v),
+        nanoseconds=0.6 * n,
+    )]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .. import dtypes
-from ..autograd import no_grad
+from ..autograd import no_grad, recorder
 from ..tensor import Tensor, as_tensor, empty
 
 _REGISTRIES = ("_parameters", "_modules", "_buffers")
@@ -53,6 +53,9 @@ class Module:
         raise TypeError(f"{type(self).__name__} defines no forward(self, ...)")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        by = recorder()
+        if by is not None:
+            by.entered(self)
         return self.forward(*args, **kwargs)
 
     # --- registration ------------------------------------------------------------------------
@@ -303,8 +306,10 @@ class Module:
 
 def clear_grad(p: Tensor, set_to_none: bool) -> None:
     """Drop the gradient of a tensor, or zero it."""
-    if set_to_none or p.grad is None:
+    if set_to_none:
         p.grad = None
+    elif p.grad is None:
+        return
     else:
         p.grad.zero_()
 

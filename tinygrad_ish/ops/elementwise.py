@@ -256,6 +256,32 @@ class ReLU(Function):
         return ctx.k.relu_backward(g, y)
 
 
+class GELU(Function):
+    """x Φ(x), or its form with tanh."""
+
+    def forward(ctx, x: Array, approximate: str) -> Array:
+        ctx.approximate = approximate
+        ctx.save(x)
+        return ctx.k.gelu(x, approximate)
+
+    def backward(ctx, g: Array) -> Any:
+        (x,) = ctx.saved
+        return ctx.k.gelu_backward(g, x, ctx.approximate)
+
+
+class Dropout(Function):
+    """x / (1 - p), or 0 with probability p; the gradient is dropped in the same places."""
+
+    def forward(ctx, x: Array, p: float, state: Array) -> Array:
+        ctx.p, ticket = p, ctx.k.draw(state)
+        ctx.save(ticket)
+        return ctx.k.dropout(x, ticket, p)
+
+    def backward(ctx, g: Array) -> Any:
+        (ticket,) = ctx.saved
+        return ctx.k.dropout(g, ticket, ctx.p)
+
+
 class Clone(Function):
     """The same values in memory of their own."""
 

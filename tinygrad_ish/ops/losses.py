@@ -31,6 +31,22 @@ class SoftmaxCrossEntropy(Function):
         return ctx.k.mul(dlogits, scale), None, None
 
 
+class NLLLoss(Function):
+    """-logp at integer labels. logp (N, C), labels (N,)."""
+
+    def forward(
+        ctx, logp: Array, labels: Array, weight: Array | None, ignore_index: int, reduction: str
+    ) -> Array:
+        loss, dlogp = ctx.k.nll_loss(logp, labels, weight, ignore_index, reduction)
+        ctx.save(dlogp)
+        return loss
+
+    def backward(ctx, g: Array) -> Any:
+        (dlogp,) = ctx.saved
+        scale = ctx.k.reshape(g, (*g.shape, 1)) if g.ndim else g
+        return ctx.k.mul(dlogp, scale), None, None
+
+
 class MSELoss(Function):
     """(input - target)² of equal shapes."""
 
@@ -43,3 +59,36 @@ class MSELoss(Function):
         (dinput,) = ctx.saved
         d = ctx.k.mul(dinput, g)
         return d, ctx.k.neg(d) if ctx.needs[1] else None
+
+
+class BCELoss(Function):
+    """The cross-entropy of probabilities with targets of their shape."""
+
+    def forward(ctx, input: Array, target: Array, weight: Array | None, reduction: str) -> Array:
+        loss, dinput = ctx.k.bce_loss(input, target, weight, reduction)
+        ctx.save(dinput)
+        return loss
+
+    def backward(ctx, g: Array) -> Any:
+        (dinput,) = ctx.saved
+        return ctx.k.mul(dinput, g), None, None
+
+
+class BCEWithLogits(Function):
+    """The cross-entropy of sigmoid(input) with targets of its shape."""
+
+    def forward(
+        ctx,
+        input: Array,
+        target: Array,
+        weight: Array | None,
+        pos_weight: Array | None,
+        reduction: str,
+    ) -> Array:
+        loss, dinput = ctx.k.bce_with_logits(input, target, weight, pos_weight, reduction)
+        ctx.save(dinput)
+        return loss
+
+    def backward(ctx, g: Array) -> Any:
+        (dinput,) = ctx.saved
+        return ctx.k.mul(dinput, g), None, None, None

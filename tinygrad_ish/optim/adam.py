@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from ..kernels import Backend
 from .flat import Clock, Flat
@@ -14,6 +14,7 @@ class Adam(Optimizer):
     """Adam with L2 weight decay; the formula stands at the kernel ``adam_step``."""
 
     kinds = ("exp_avg", "exp_avg_sq")
+    decoupled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class Adam(Optimizer):
         betas = settings["betas"]
         pair = isinstance(betas, (tuple, list)) and len(betas) == 2
         if not pair or not all(isinstance(b, NUMBERS) and 0 <= b < 1 for b in betas):
-            raise ValueError(f"Adam: betas must be two numbers in [0, 1), got {betas!r}")
+            raise ValueError(f"{self._kind}: betas must be two numbers in [0, 1), got {betas!r}")
 
     def _update(
         self, k: Backend, flat: Flat, span: slice, clock: Clock, group: dict[str, Any]
@@ -45,4 +46,5 @@ class Adam(Optimizer):
             *group["betas"],
             group["eps"],
             group["weight_decay"],
+            self.decoupled,
         )

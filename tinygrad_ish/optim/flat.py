@@ -8,13 +8,14 @@ step count of its own, as in PyTorch.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from ..autograd import Array
+from ..autograd import Array, on_host, recorder
 from ..kernels import Backend
 from ..tensor import Tensor
 
@@ -26,8 +27,9 @@ class Clock:
         self.array = backend.asarray(np.array([lr, step], dtype=np.float64))
         self._lr = lr
 
-    def set_lr(self, lr: float) -> None:
-        """Write the learning rate, if it is another."""
+    def follow(self, group: dict[str, Any]) -> None:
+        """Write the group's learning rate, if it is another."""
+        lr = group["lr"]
         if lr != self._lr:
             self.array[0] = self._lr = lr
 
@@ -74,6 +76,10 @@ class Flat:
     def gather(self) -> None:
         """Take in the gradients there are. Raises ValueError for one unlike its parameter."""
         self._going = [i for i, p in enumerate(self.params) if p.grad is not None]
+        by = recorder()
+        if by is not None:
+            for p in self.params:
+                by.saw(p)
         for i in self._going:
             p, grad, view = self.params[i], self.params[i].grad, self._grad_views[i]
             assert grad is not None
@@ -86,15 +92,16 @@ class Flat:
                 )
             self.backend.copy(g, out=view)
 
-    def runs(self, lr: float) -> Iterator[tuple[Clock, slice]]:
-        """Give each stretch of parameters with a gradient, its clock advanced."""
+    def runs(self, group: dict[str, Any]) -> Iterator[tuple[Clock, slice]]:
+        """Give each stretch of parameters with a gradient, its clock advanced and set to the
+        group's learning rate."""
         for clock in _distinct(self.clocks[i] for i in self._going):
             members = [i for i in self._going if self.clocks[i] is clock]
             if len(members) < self.clocks.count(clock):  # the others do not count this step
-                clock = Clock(self.backend, lr, clock.step())
+                clock = Clock(self.backend, group["lr"], clock.step())
                 for i in members:
                     self.clocks[i] = clock
-            clock.set_lr(lr)
+            on_host(functools.partial(clock.follow, group), (clock.array,))
             self.backend.count_step(clock.array)
             for stretch in _stretches(members):
                 yield clock, slice(self.spans[stretch[0]][0], self.spans[stretch[-1]][1])

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..autograd import enable_grad
+from ..autograd import enable_grad, recorder
 from ..kernels import Backend
 from ..nn.module import clear_grad
 from ..tensor import Tensor
@@ -113,6 +113,9 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
+        by = recorder()
+        if by is not None:
+            by.depends(self._constants)
         for i, flats in enumerate(self._flats):
             if not all(flat.holds() for flat in flats):
                 state = {n: s for flat in flats for n, s in flat.saved().items()}
@@ -123,10 +126,17 @@ class Optimizer:
                 flat.gather()
         for group, flats in zip(self.param_groups, self._flats, strict=True):
             for flat in flats:
-                for clock, span in flat.runs(group["lr"]):
+                for clock, span in flat.runs(group):
                     self._update(flat.backend, flat, span, clock, group)
                 flat.written(f"{self._kind}.step")
         return loss
+
+    def _constants(self) -> list[dict[str, Any]]:
+        """The settings that a recorded step cannot follow: all but the learning rate."""
+        left_out = ("params", "lr", "initial_lr")
+        return [
+            {k: v for k, v in group.items() if k not in left_out} for group in self.param_groups
+        ]
 
     def _update(
         self, k: Backend, flat: Flat, span: slice, clock: Clock, group: dict[str, Any]

@@ -1,0 +1,292 @@
+"""A training step in this project and in its peers: ``python -m benchmarks.train_step``.
+
+Every contender trains the same network from the same weights on the same batches, in a process of
+its own. Which threads and settings suit it best is tried first. Its losses are compared with
+NumPy's in float64 before the clock starts; one that disagrees is reported and left out, and the
+exit status is 1. Then the contenders take turns, in an order drawn anew for each round: a few steps
+to warm the caches, then a block of steps under the clock. A step runs from a batch in the library's
+own type to the updated parameters; the loss is read once, at the end of the block, which waits for
+all that is still under way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import machine, report
+from .children import Child, ChildError
+from .models import MODELS, Model, batches, first_weights
+from .peers import OURS, PEERS, ByHand
+
+COMPARED = 20  # losses
+TOLERANCE = 1e-3  # of a loss, relative
+BLOCK_SECONDS = 0.03
+WARM = 0.2  # steps before the clock starts, as a share of the block
+
+
+class Trainer:
+    """A contender in its process."""
+
+    def __init__(self, peer: str, model: Model, option: str) -> None:
+        self.peer = PEERS[peer](model, first_weights(model), option)
+        self.batches = itertools.cycle([self.peer.batch(x, y) for x, y in batches(model)])
+
+    def losses(self, steps: int) -> list[float]:
+        """The loss of each of the next steps."""
+        return [
+            self.peer.value(self.peer.step(*batch))
+            for batch in itertools.islice(self.batches, steps)
+        ]
+
+    def block(self, steps: int) -> tuple[float, float]:
+        """Seconds for a step, the mean of so many; and the last loss."""
+        for batch in itertools.islice(self.batches, int(steps * WARM) + 1):
+            loss = self.peer.step(*batch)
+        self.peer.value(loss)
+        step, following = self.peer.step, self.batches
+        start = time.perf_counter()
+        for _ in range(steps):
+            loss = step(*next(following))
+        value = self.peer.value(loss)
+        return (time.perf_counter() - start) / steps, value
+
+
+class Contender:
+    """What the parent knows of a contender: its process, its settings and its times."""
+
+    def __init__(self, name: str, model: Model, threads: int, option: str) -> None:
+        self.threads, self.option = threads, option
+        environment = PEERS[name].environment(threads, option)
+        self.child = Child(Trainer, name, model, option, environment=environment)
+        self.steps = 3
+        self.times: list[float] = []
+        self.loss = float("nan")
+
+    def turn(self) -> None:
+        """One block under the clock."""
+        seconds, self.loss = self.child.ask("block", self.steps)
+        self.times.append(seconds)
+
+    def settle(self) -> None:
+        """Choose how many steps make a block."""
+        for _ in range(2):
+            self.turn()
+            self.steps = max(2, round(BLOCK_SECONDS / self.times[-1]))
+        self.times.clear()
+
+    def result(self) -> dict[str, Any]:
+        """For the report; µs."""
+        times = [1e6 * t for t in self.times]
+        facts = {"threads": self.threads, "option": self.option, "last_loss": self.loss}
+        return {**facts, **machine.spread(times), "best": min(times), "rounds": times}
+
+
+def expected_losses(model: Model) -> list[float]:
+    """The first losses in float64 NumPy."""
+    peer = ByHand(model, first_weights(model), "", np.float64)
+    return [float(peer.step(*batch)) for batch in batches(model)[:COMPARED]]
+
+
+def differ(found: list[float], expected: list[float]) -> str | None:
+    """What is wrong with the losses; None if they agree."""
+    for step, (ours, theirs) in enumerate(zip(found, expected)):
+        if not abs(ours - theirs) <= TOLERANCE * abs(theirs):
+            return f"loss {ours:.6f} at step {step}, expected {theirs:.6f}"
+    return None
+
+
+class Disagreement(RuntimeError):
+    """A contender's losses are not NumPy's."""
+
+
+def enter(
+    name: str, model: Model, expected: list[float], options: Sequence[str], trials: int
+) -> Contender:
+    """A contender with the fastest of its settings; those of the others have ended again.
+
+    Raises ChildError if no setting runs, Disagreement if the losses of one are wrong.
+    """
+    threads = sorted({1, machine.threads()})
+    running = [Contender(name, model, t, o) for t, o in itertools.product(threads, options)]
+    error = ChildError("it was given no setting")
+    best = None
+    try:
+        for contender in list(running):
+            try:
+                contender.child.end()
+                found = contender.child.ask("losses", COMPARED)
+                contender.settle()
+            except ChildError as failure:
+                error = failure
+                contender.child.close()
+                running.remove(contender)
+                continue
+            wrong = differ(found, expected)
+            if wrong:
+                raise Disagreement(wrong)
+        if not running:
+            raise error
+        for _ in range(trials):
+            for contender in running:
+                contender.turn()
+        best = min(running, key=lambda contender: statistics.median(contender.times))
+        best.times.clear()
+        return best
+    finally:
+        for contender in running:
+            if contender is not best:
+                contender.child.close()
+
+
+def run(model: Model, options: dict[str, Sequence[str]], rounds: int) -> dict[str, Any]:
+    """Every contender's times for one model, the limit of the machine, and who was left out."""
+    expected = expected_losses(model)
+    field: dict[str, Contender] = {}
+    left_out: dict[str, str] = {}
+    disagree = []
+    try:
+        for name in options:
+            try:
+                field[name] = enter(name, model, expected, options[name], min(rounds, 5))
+            except (ChildError, Disagreement) as error:
+                left_out[name] = str(error)
+                disagree += [name] if isinstance(error, Disagreement) else []
+        order = random.Random(0)
+        roofline(model)
+        for _ in range(rounds):
+            for contender in order.sample(list(field.values()), len(field)):
+                contender.turn()
+        limit = roofline(model)  # the best of both times: others may have been in the way
+    finally:
+        for contender in field.values():
+            contender.child.close()
+    return {
+        "model": model.name,
+        "parameters": model.parameters,
+        "first_loss": expected[0],
+        "roofline": limit,
+        "contenders": {name: contender.result() for name, contender in field.items()},
+        "left_out": left_out,
+        "disagree": disagree,
+    }
+
+
+def roofline(model: Model) -> dict[str, float]:
+    """The time in µs that no step can beat here: the products at the peak of multiply-adds, then
+    parameters and optimizer state once in and out at the speed of a copy of that size."""
+    moved = model.optimizer_bytes()
+    peak, bandwidth = machine.peak(), machine.bandwidth(moved)
+    flops_us, bytes_us = model.flops() / peak / 1e3, moved / bandwidth / 1e3
+    return {
+        "gflops": peak,
+        "gbytes": bandwidth,
+        "products": flops_us,
+        "optimizer": bytes_us,
+        "us": flops_us + bytes_us,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print one model's table."""
+    limit, contenders = result["roofline"], result["contenders"]
+    print(
+        f"\n{result['model']}, {result['parameters']:,} parameters; roofline {limit['us']:.1f} µs "
+        f"= products {limit['products']:.1f} ({limit['gflops']:.0f} GFLOP/s) + optimizer "
+        f"{limit['optimizer']:.1f} ({limit['gbytes']:.0f} GB/s)"
+    )
+    ours = [name for name in OURS if name in contenders]
+    heads = ["µs a step", "median", "p10", "p90", "best", "x roof", *(f"{n} /" for n in ours)]
+    rows = []
+    for name, c in sorted(contenders.items(), key=lambda item: item[1]["median"]):
+        ratios = [f"{contenders[n]['median'] / c['median']:.2f}" for n in ours]
+        times = [c["median"], c["p10"], c["p90"], c["best"], c["median"] / limit["us"]]
+        setting = ", ".join(s for s in (f"{c['threads']} thr", c["option"]) if s)
+        rows.append([name, *times, *ratios, setting, f"{c['last_loss']:.2f}"])
+    report.table([*heads, "setting", "last loss"], rows)
+    for name, reason in result["left_out"].items():
+        print(f"{name}: left out: {reason}")
+
+
+def draw(results: list[dict[str, Any]], axes: list[Any]) -> None:
+    """Bars of the medians with p10 and p90, one picture for each model."""
+    for axis, result in zip(axes, results):
+        items = sorted(result["contenders"].items(), key=lambda item: -item[1]["median"])
+        medians = [c["median"] for _, c in items]
+        around = [
+            [c["median"] - c["p10"] for _, c in items],
+            [c["p90"] - c["median"] for _, c in items],
+        ]
+        colors = ["tab:orange" if name in OURS else "tab:gray" for name, _ in items]
+        axis.barh([name for name, _ in items], medians, xerr=around, color=colors)
+        axis.axvline(result["roofline"]["us"], color="black", linestyle=":")
+        axis.set(
+            title=result["model"], xlabel="µs a step (dotted: the machine's limit)", xscale="log"
+        )
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.train_step", description=__doc__.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--model", action="append", metavar="NAME", help="784-128-10, say; may be repeated (all)")
+    add("--optimizer", choices=["adam", "sgd"], help="for every model, in place of its own")
+    add("--peers", metavar="A,B", help=f"of {', '.join(PEERS)}")
+    add("--rounds", type=int, default=25, help="turns of each contender (25)")
+    add("--quick", action="store_true", help="3 rounds")
+    add("--thorough", action="store_true", help="try every setting of every peer (slow)")
+    args = parser.parse_args(argv)
+    names = ["-".join(map(str, m.sizes)) for m in MODELS]
+    args.models = [m for m, name in zip(MODELS, names) if name in (args.model or names)]
+    unknown = set(args.model or ()) - set(names)
+    if unknown:
+        parser.error(f"--model {unknown.pop()}: expected one of {', '.join(names)}")
+    args.peers = args.peers.split(",") if args.peers else list(PEERS)
+    unknown = set(args.peers) - set(PEERS)
+    if unknown:
+        parser.error(f"--peers {unknown.pop()}: expected some of {', '.join(PEERS)}")
+    if args.optimizer:
+        args.models = [m.with_optimizer(args.optimizer) for m in args.models]
+    if args.quick:
+        args.rounds = 3
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the models asked for; 1 if a contender computed something else."""
+    args = parse(argv)
+    facts = machine.describe()
+    report.heading(facts)
+    options = {}
+    for name in args.peers:
+        reason = PEERS[name].why_missing()
+        if reason is None:
+            options[name] = PEERS[name].options + PEERS[name].thorough * args.thorough
+        else:
+            print(f"{name}: left out: {reason}")
+    results = []
+    for model in args.models:
+        results.append(run(model, options, args.rounds))
+        show(results[-1])
+    report.save("train_step", {"machine": facts, "results": results})
+    report.picture(
+        "train_step", lambda axes: draw(results, axes), min(2, len(results)), -(-len(results) // 2)
+    )
+    wrong = {name for result in results for name in result["disagree"]}
+    if wrong:
+        print(f"computed something else than NumPy: {', '.join(sorted(wrong))}", file=sys.stderr)
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,413 @@
+"""Kernels as tasks: pieces of work that native code calls by address.
+
+    @task                      compiled for T = float32 and float64 to  int64 f(T* args, int64 i)
+    def _block(args, i):
+        a, out = matrix(args, 0), rows(args, 5)
+        ...
+
+    Call(_block, x.dtype, count, (x, *x.shape, *x.strides, out, *out.shape), writes=(out,))
+
+A ``Call`` says: run task(args, i) for i = 0 … count - 1, in any order, on any threads; no two of
+them write the same element. Its values are 64-bit slots: an array stands for its address, then
+come whole and floating numbers. ``run`` performs one call; a ``Plan`` is a list of calls laid out
+once, which one native function performs again and again.
+
+Threads take tasks one by one from a common counter and wait for each other between levels, groups
+of calls that do not depend on each other. A thread that comes late, or is held up by another
+process, leaves its share to the others: nobody waits for a thread that holds no task.
+
+A task returns 0, or another number to stop the run: what it refuses is then raised by the call's
+``refuse``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
+from . import _threads
+from ._intrinsics import IS_X86
+from ._jit import DTYPES, Task, device, jit
+
+__all__ = [
+    "Call", "Plan", "floats", "integer", "integers", "matrix", "number", "rows", "run", "vector",
+]  # fmt: skip
+
+LINE = 8  # int64 numbers in a cache line: counters that threads change stand this far apart
+
+
+# --- reading arguments, in a task -----------------------------------------------------------
+
+
+def _slot(context: Any, builder: Any, args: Any, k: Any, type_: Any) -> Any:
+    """The content of slot k as an LLVM value of this type."""
+    place = builder.bitcast(args, ir.IntType(64).as_pointer())
+    return builder.load(builder.bitcast(builder.gep(place, [k]), type_.as_pointer()))
+
+
+def _array(kind: Any, ndim: int, strided: bool) -> Any:
+    """The intrinsic that makes an array of the slots from k on: address, shape, strides."""
+
+    @intrinsic
+    def read(typingctx, args, k):
+        dtype = kind or args.dtype
+        array = types.Array(dtype, ndim, "A" if strided else "C")
+
+        def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            pointer, first = values
+            numbers = [
+                _slot(context, builder, pointer, builder.add(first, first.type(n)), ir.IntType(64))
+                for n in range(1 + ndim * (2 if strided else 1))
+            ]
+            item = context.get_abi_sizeof(context.get_data_type(dtype))
+            shape, strides = numbers[1 : 1 + ndim], numbers[1 + ndim :]
+            if not strided:
+                strides = [ir.Constant(ir.IntType(64), item)]
+                for length in reversed(shape[1:]):
+                    strides.insert(0, builder.mul(strides[0], length))
+            result = context.make_array(array)(context, builder)
+            arrayobj.populate_array(
+                result,
+                data=builder.inttoptr(numbers[0], context.get_data_type(dtype).as_pointer()),
+                shape=shape,
+                strides=strides,
+                itemsize=context.get_constant(types.intp, item),
+                meminfo=None,
+            )
+            return result._getvalue()
+
+        return array(args, types.int64), generate
+
+    return read
+
+
+vector = _array(None, 1, strided=False)  # slots: address, length
+rows = _array(None, 2, strided=False)  # slots: address, rows, columns
+matrix = _array(None, 2, strided=True)  # slots: address, rows, columns, two strides in bytes
+floats = _array(types.float64, 1, strided=False)  # slots: address, length
+integers = _array(types.int64, 1, strided=False)  # slots: address, length
+
+
+@intrinsic
+def integer(typingctx: Any, args: Any, k: Any) -> Any:
+    """The whole number in slot k."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return _slot(context, builder, *values, ir.IntType(64))
+
+    return types.int64(args, types.int64), generate
+
+
+@intrinsic
+def number(typingctx: Any, args: Any, k: Any) -> Any:
+    """The floating number in slot k, float64."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return _slot(context, builder, *values, ir.DoubleType())
+
+    return types.float64(args, types.int64), generate
+
+
+# --- running them, in native code -----------------------------------------------------------
+# A call in slots: the task's address, count, values. The calls of a plan lie WIDTH slots apart.
+
+WIDTH = 32
+FIRST = 2  # the slot of the first value
+STOPPED = 0  # the first counter: which call stopped the run, and the task's answer
+ANSWER_BITS = 40
+
+
+@intrinsic
+def _perform(typingctx: Any, code: Any, call: Any, i: Any) -> Any:
+    """Run task i of the call in the slots from ``call`` on; its answer."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        array, first, number = values
+        slots = context.make_array(code)(context, builder, array).data
+        argtypes = (types.voidptr, types.int64)
+        function = context.call_conv.get_function_type(types.int64, argtypes)
+        address = builder.load(builder.gep(slots, [first]))
+        arguments = builder.gep(slots, [builder.add(first, first.type(FIRST))])
+        status, answer = context.call_conv.call_function(
+            builder,
+            builder.inttoptr(address, function.as_pointer()),
+            types.int64,
+            argtypes,
+            [builder.bitcast(arguments, cgutils.voidptr_t), number],
+        )
+        with cgutils.if_unlikely(builder, status.is_error):
+            context.call_conv.return_status_propagate(builder, status)
+        return answer
+
+    return types.int64(code, types.int64, types.int64), generate
+
+
+@intrinsic
+def _fetch_add(typingctx: Any, counters: Any, k: Any, value: Any) -> Any:
+    """counters[k] += value for all threads to see; what it was before."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(counters)(context, builder, values[0]).data
+        return builder.atomic_rmw("add", builder.gep(data, [values[1]]), values[2], "seq_cst")
+
+    return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def _rest(typingctx: Any) -> Any:
+    """Tell the CPU that this thread is waiting in a loop."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if IS_X86:
+            function_type = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.sse2.pause"
+            builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@device
+def _count_of(code, levels, level):
+    total = 0
+    for call in range(levels[level], levels[level + 1]):
+        total += code[call * WIDTH + 1]
+    return total
+
+
+@device
+def _task(code, call, i):
+    """Run the i-th task from this call on, which may be one of a later call; 0 or what stops."""
+    while i >= code[call * WIDTH + 1]:
+        i -= code[call * WIDTH + 1]
+        call += 1
+    answer = _perform(code, call * WIDTH, i)
+    return (call << ANSWER_BITS) | answer if answer else 0
+
+
+@jit("const(int64[::1]), const(int64[::1])")
+def _serial(code, levels):
+    """Run the calls on this thread."""
+    for level in range(len(levels) - 1):
+        for i in range(_count_of(code, levels, level)):
+            stop = _task(code, levels[level], i)
+            if stop:
+                return stop
+    return 0
+
+
+@device
+def _work(code, levels, counters):
+    """What each thread does: take tasks of a level while there are any, then wait for the rest."""
+    for level in range(len(levels) - 1):
+        total = _count_of(code, levels, level)
+        taken = (2 * level + 1) * LINE
+        done = taken + LINE
+        i = _fetch_add(counters, taken, 1)
+        while i < total:
+            stop = _task(code, levels[level], i)
+            if stop:
+                counters[STOPPED] = stop
+            _fetch_add(counters, done, 1)
+            i = _fetch_add(counters, taken, 1)
+        while _fetch_add(counters, done, 0) < total:
+            _rest()
+        if counters[STOPPED]:
+            break
+
+
+@jit("const(int64[::1]), const(int64[::1]), int64", parallel=True)
+def _parallel(code, levels, threads):
+    """Run the calls on this many threads."""
+    counters = np.zeros((2 * len(levels) + 1) * LINE, np.int64)
+    for _ in prange(threads):
+        _work(code, levels, counters)
+    return counters[STOPPED]
+
+
+# --- calls ----------------------------------------------------------------------------------
+
+LEAST_NANOSECONDS = 20_000  # of work for which waking the threads pays
+ONE_CALL = np.array([0, 1])
+
+
+class Call:
+    """``count`` runs of a task on values: see the module.
+
+    The arrays that a task writes are named again in ``writes``; it may read all the others.
+    ``nanoseconds`` is about how long the call takes on one thread.
+    """
+
+    __slots__ = ("count", "dtype", "nanoseconds", "refuse", "task", "values", "writes")
+
+    def __init__(
+        self,
+        task: Task,
+        dtype: np.dtype,
+        count: int,
+        values: tuple[Any, ...],
+        writes: tuple[np.ndarray, ...],
+        nanoseconds: float = 0.0,
+        refuse: Callable[[int, list[np.ndarray]], object] | None = None,
+    ) -> None:
+        self.task = task
+        self.dtype = dtype
+        self.count = count
+        self.values = values
+        self.writes = writes
+        self.nanoseconds = nanoseconds
+        self.refuse = refuse
+
+    def pack(self) -> bytes:
+        """The call in slots."""
+        values = [address(v) if isinstance(v, np.ndarray) else v for v in self.values]
+        return self.task.slots(values).pack(self.task.address(self.dtype), self.count, *values)
+
+    def arrays(self) -> list[np.ndarray]:
+        """The arrays among the values."""
+        return [v for v in self.values if isinstance(v, np.ndarray)]
+
+    def refused(self, answer: int) -> None:
+        """Raise what the task's answer means."""
+        assert self.refuse is not None, self.task.name
+        self.refuse(answer, self.arrays())
+
+
+def _perform_on(threads: int, code: np.ndarray, levels: np.ndarray) -> int:
+    return _serial(code, levels) if threads == 1 else _parallel(code, levels, threads)
+
+
+def _threads_for(calls: Iterable[Call]) -> int:
+    parallel = sum([call.nanoseconds for call in calls if call.count > 1])
+    return _threads.get_num_threads() if parallel >= LEAST_NANOSECONDS else 1
+
+
+def run(*calls: Call) -> None:
+    """Perform calls, one after another."""
+    if len(calls) == 1:
+        code, levels = np.frombuffer(calls[0].pack(), np.int64), ONE_CALL
+    else:
+        code, levels = _laid_out(calls), np.arange(len(calls) + 1)
+    stop = _perform_on(_threads_for(calls), code, levels)
+    if stop:
+        calls[stop >> ANSWER_BITS].refused(stop & ((1 << ANSWER_BITS) - 1))
+
+
+def _laid_out(calls: Sequence[Call]) -> np.ndarray:
+    code = b"".join([call.pack().ljust(8 * WIDTH, b"\0") for call in calls])
+    return np.frombuffer(code, np.int64)
+
+
+class Plan:
+    """Calls laid out to be performed again and again, on the memory they were made with."""
+
+    def __init__(self, calls: list[Call]) -> None:
+        self.calls = calls
+        self._code = _laid_out(calls).copy()
+        self._levels = np.array(_levels(calls))
+        self._parallel = _threads_for(calls) > 1
+        self._bound: list[list[np.ndarray]] = []  # arrays of the calls, and what stands for them
+
+    def binder(self, x: np.ndarray) -> Callable[[np.ndarray], None]:
+        """A function that puts another array in the place of x: of its dtype and shape, and
+        contiguous as x is."""
+        start = address(x)
+        places = [
+            (n * WIDTH + FIRST + k, address(value) - start)
+            for n, call in enumerate(self.calls)
+            for k, value in enumerate(call.values)
+            if isinstance(value, np.ndarray) and np.may_share_memory(value, x)
+        ]
+        code, bound = self._code, [x, x]
+        self._bound.append(bound)
+
+        def bind(array: np.ndarray) -> None:
+            bound[1] = array  # kept alive: the code holds its address
+            start = address(array)
+            for slot, offset in places:
+                code[slot] = start + offset
+
+        return bind
+
+    def _now(self, value: np.ndarray) -> np.ndarray:
+        """What was bound in the place of an array."""
+        for x, array in self._bound:
+            if np.may_share_memory(value, x):
+                offset = address(value) - address(x)
+                return np.ndarray(value.shape, value.dtype, array.data, offset, value.strides)
+        return value
+
+    def _refused(self, n: int, answer: int) -> None:
+        call = self.calls[n]
+        assert call.refuse is not None, call.task.name
+        call.refuse(answer, [self._now(a) for a in call.arrays()])
+
+    def pieces(self) -> list[tuple[str, Callable[[], None]]]:
+        """The calls by name, each to be performed alone."""
+        return [
+            (call.task.name, functools.partial(self._run_one, n))
+            for n, call in enumerate(self.calls)
+        ]
+
+    def _run_one(self, n: int) -> None:
+        threads = _threads_for((self.calls[n],))
+        stop = _perform_on(threads, self._code[n * WIDTH : (n + 1) * WIDTH], ONE_CALL)
+        if stop:
+            self._refused(n, stop)
+
+    def run(self) -> None:
+        """Perform the calls."""
+        threads = _threads.get_num_threads() if self._parallel else 1
+        stop = _perform_on(threads, self._code, self._levels)
+        if stop:
+            self._refused(stop >> ANSWER_BITS, stop & ((1 << ANSWER_BITS) - 1))
+
+
+def _levels(calls: list[Call]) -> list[int]:
+    """Where each level begins, and the end: calls of one level do not depend on each other."""
+    starts = [0]
+    for n, call in enumerate(calls):
+        if any(_depend(earlier, call) for earlier in calls[starts[-1] : n]):
+            starts.append(n)
+    return [*starts, len(calls)]
+
+
+def _depend(a: Call, b: Call) -> bool:
+    """Whether either writes what the other reads or writes."""
+    return any(
+        np.may_share_memory(written, touched)
+        for one, other in ((a, b), (b, a))
+        for written in one.writes
+        for touched in other.arrays()
+    )
+
+
+# --- addresses ------------------------------------------------------------------------------
+# x.ctypes.data takes four times as long.
+
+
+@jit("const(T[:])")
+def _address_1(x):
+    return x.ctypes.data
+
+
+@jit("const(T[:, :])")
+def _address_2(x):
+    return x.ctypes.data
+
+
+_ADDRESS = {1: _address_1, 2: _address_2}
+
+
+def address(x: np.ndarray) -> int:
+    """Where the first element lies."""
+    find = _ADDRESS.get(x.ndim) if x.dtype in DTYPES else None
+    return int(x.ctypes.data) if find is None else find(x)

@@ -1,0 +1,95 @@
+"""Instructions of a recorded program as plans: lists of calls that native code performs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ._tasks import Call, Plan
+from .linalg import linear_backward_calls, linear_calls
+from .losses import mse_loss_calls, softmax_cross_entropy_calls
+from .optimizers import adam_step_calls, count_step_calls, sgd_step_calls
+
+__all__: list[str] = []
+
+# Each gives the calls of a kernel on these very arrays, or None where its Python function is to
+# answer, for the sake of a copy or of a dtype that is not compiled.
+CALLS: dict[str, Callable[..., list[Call] | None]] = {
+    "linear": linear_calls,
+    "linear_backward": linear_backward_calls,
+    "softmax_cross_entropy": softmax_cross_entropy_calls,
+    "mse_loss": mse_loss_calls,
+    "count_step": count_step_calls,
+    "sgd_step": sgd_step_calls,
+    "adam_step": adam_step_calls,
+}
+
+
+def lower(steps: list[Any], exposed: list[np.ndarray]) -> list[Any]:
+    """The steps (those with a ``kernel`` are instructions) with neighbours as plans; ``exposed``
+    are the arrays that are read after them."""
+    gates = _gates(steps, exposed)
+    lowered: list[Any] = []
+    calls: list[Call] = []
+    for n, step in enumerate([*steps, None]):
+        own = _calls(step, gates.get(n, {})) if hasattr(step, "kernel") else None
+        if own is not None:
+            calls += own
+            continue
+        if calls:
+            lowered.append(Plan(calls))
+            calls = []
+        if step is not None:
+            lowered.append(step)
+    return lowered
+
+
+def _calls(step: Any, changes: dict[str, Any]) -> list[Call] | None:
+    make = CALLS.get(step.kernel)
+    if make is None:
+        return None
+    out = (
+        {"out": step.results if len(step.results) > 1 else step.results[0]} if step.results else {}
+    )
+    return make(**{**step.args, **out, **changes})
+
+
+def _gates(steps: list[Any], exposed: list[np.ndarray]) -> dict[int, dict[str, Any]]:
+    """Changed arguments of the steps, by number, where a product can take over a ReLU's gradient.
+
+    Two layers in a row: what the upper gives to the lower alone, the lower would zero where its
+    output is. The product that gives it does that as it stores its sums.
+    """
+    changes: dict[int, dict[str, Any]] = {}
+    last: dict[tuple[Any, ...], int] = {}  # who gave a gradient
+    for n, step in enumerate(steps):
+        if getattr(step, "kernel", "") != "linear_backward":
+            continue
+        g, y, giver = step.args["g"], step.args["y"], last.get(_place(step.args["g"]))
+        if step.args["activation"] == "relu" and giver is not None:
+            alone = not any(_touches(s, g) for s in steps[giver + 1 : n]) and _over(
+                g, steps[n + 1 :]
+            )
+            shown = any(np.may_share_memory(g, x) for x in exposed)
+            if alone and not shown and y.flags.c_contiguous:
+                changes.setdefault(giver, {})["gate"] = y
+                changes.setdefault(n, {}).update(activation=None, y=None)
+        if step.results[0] is not None:
+            last[_place(step.results[0])] = n
+    return changes
+
+
+def _over(array: np.ndarray, steps: list[Any]) -> bool:
+    """Whether nobody reads this memory before it is made anew."""
+    user = next((s for s in steps if _touches(s, array)), None)
+    return user is None or not any(np.may_share_memory(array, a) for a in user.arguments())
+
+
+def _place(x: np.ndarray) -> tuple[Any, ...]:
+    return x.ctypes.data, x.shape, x.strides
+
+
+def _touches(step: Any, array: np.ndarray) -> bool:
+    return hasattr(step, "touches") and step.touches(array)

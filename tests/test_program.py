@@ -1,0 +1,454 @@
+"""Compiled functions: what they compute is what the same function computes uncompiled, to the bit.
+
+A "pair" is the same training set-up twice, from one seed; one of them steps compiled.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+import tinygrad_ish as tg
+from tinygrad_ish import nn
+from tinygrad_ish.nn import functional as F
+from tinygrad_ish.optim import lr_scheduler
+
+BACKENDS = ("numpy", "numba")
+rng = np.random.default_rng(0)
+X = rng.normal(size=(7, 16, 20)).astype(np.float32)
+Y = rng.integers(0, 5, (7, 16))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    tg.set_default_device(request.param)
+    return request.param
+
+
+class Setup(NamedTuple):
+    model: Any
+    optimizer: Any
+    step: Callable[..., Any]
+
+
+def train(
+    optimizer: Callable[[Any], Any] = lambda p: tg.optim.Adam(p, lr=0.01),
+    layers: Callable[[], list[Any]] = lambda: [nn.Linear(20, 12), nn.ReLU(), nn.Linear(12, 5)],
+    between: Callable[[Any, Any], object] = lambda model, optimizer: None,
+    after: Callable[[Any], Callable[[], object]] = lambda optimizer: lambda: None,
+) -> Setup:
+    """A model, its optimizer, and a step that trains it; ``between`` runs before the optimizer's
+    step, what ``after`` makes runs after it."""
+    tg.manual_seed(3)
+    model = nn.Sequential(*layers())
+    chosen = optimizer(model.parameters())
+    last = after(chosen)
+
+    def step(x: Any, y: Any) -> Any:
+        chosen.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        between(model, chosen)
+        chosen.step()
+        last()
+        return loss
+
+    return Setup(model, chosen, step)
+
+
+def state(setup: Setup) -> list[np.ndarray]:
+    grads = [p.grad.numpy() for p in setup.model.parameters() if p.grad is not None]
+    return [*[p.detach().numpy() for p in setup.model.parameters()], *grads]
+
+
+def assert_same_steps(make: Callable[[], Setup], steps: int = 20) -> Any:
+    """Both set-ups, stepped in turn with the random numbers of one seed, stay equal to the bit."""
+    plain, compiled = make(), make()
+    step = tg.compile(compiled.step)
+    states = {id(plain): tg.get_rng_state(), id(compiled): tg.get_rng_state()}
+    for n in range(steps):
+        losses = []
+        for setup, run in ((plain, plain.step), (compiled, step)):
+            tg.set_rng_state(states[id(setup)])
+            losses.append(run(tg.tensor(X[n % 7]), tg.tensor(Y[n % 7])).item())
+            states[id(setup)] = tg.get_rng_state()
+        assert losses[0] == losses[1], f"step {n}"
+    for a, b in zip(state(plain), state(compiled), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(*[s.numpy() for s in states.values()])
+    return step
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: tg.optim.SGD(p, lr=0.1),
+    "momentum": lambda p: tg.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "nesterov": lambda p: tg.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: tg.optim.Adam(p, lr=0.01, weight_decay=0.01),
+    "adamw": lambda p: tg.optim.AdamW(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_each_optimizer_steps_as_it_does_uncompiled(backend: str, name: str) -> None:
+    assert_same_steps(lambda: train(OPTIMIZERS[name]))
+
+
+def test_a_thousand_steps_with_dropout_schedule_clipping_and_decay(backend: str) -> None:
+    def make() -> Setup:
+        return train(
+            lambda p: tg.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+            lambda: [nn.Linear(20, 12), nn.ReLU(), nn.Dropout(0.3), nn.Linear(12, 5)],
+            lambda model, _: nn.utils.clip_grad_norm_(model.parameters(), 0.5),
+            lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, T_max=300).step,
+        )
+
+    step = assert_same_steps(make, 1000)
+    assert "dropout" in str(step.program)
+    assert "clip_scale" in str(step.program)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: [nn.Linear(20, 5)],
+        lambda: [nn.Linear(20, 9, bias=False), nn.ReLU(), nn.Linear(9, 5)],
+        lambda: [nn.Linear(20, 9), nn.Tanh(), nn.Linear(9, 9), nn.Sigmoid(), nn.Linear(9, 5)],
+        lambda: [
+            *(layer for _ in range(4) for layer in (nn.Linear(20, 20), nn.ReLU())),
+            nn.Linear(20, 5),
+        ],
+    ],
+    ids=["one", "no bias", "smooth", "deep"],
+)
+def test_models(backend: str, layers: Callable[[], list[Any]]) -> None:
+    assert_same_steps(lambda: train(layers=layers))
+
+
+def test_the_whole_step_is_one_plan_of_native_calls() -> None:
+    tg.set_default_device("numba")
+    setup = train()
+    step = tg.compile(setup.step)
+    step(tg.tensor(X[0]), tg.tensor(Y[0]))
+    (replay,) = next(iter(step._replays.values()))
+    kinds = [type(s).__name__ for s in replay._steps]
+    assert kinds == ["Host", "Plan"]
+
+
+def test_the_last_and_smaller_batch_is_recorded_by_itself(backend: str) -> None:
+    plain, compiled = train(), train()
+    step = tg.compile(compiled.step)
+    for n in (16, 16, 5, 16, 5, 1):
+        x, y = X[0, :n], Y[0, :n]
+        assert step(tg.tensor(x), tg.tensor(y)).item() == plain.step(tg.tensor(x), tg.tensor(y))
+    assert len(step._replays) == 3
+
+
+def test_modes_are_told_apart(backend: str) -> None:
+    model = nn.Sequential(nn.Linear(20, 5), nn.Dropout(0.5))
+    forward = tg.compile(tg.no_grad()(lambda x: model(x)))
+    x = tg.tensor(X[0])
+    trained = [forward(x) for _ in range(3)]
+    assert not (trained[1] == trained[2]).all()
+    model.eval()
+    assert (forward(x) == forward(x)).all()
+    model.train()
+    assert not (forward(x) == trained[2]).all()
+
+
+def test_gradients_may_be_dropped_outside_or_kept(backend: str) -> None:
+    """zero_grad before the compiled step, after it, with zeros, or not at all."""
+    for where in ("outside", "last", "zeros", "never"):
+        pair = []
+        for compiled in (False, True):
+            tg.manual_seed(0)
+            model = nn.Linear(20, 5)
+            optimizer = tg.optim.SGD(model.parameters(), lr=0.1)
+
+            def step(x: Any, y: Any, where=where, model=model, optimizer=optimizer) -> Any:
+                if where == "zeros":
+                    optimizer.zero_grad(set_to_none=False)
+                loss = F.cross_entropy(model(x), y)
+                loss.backward()
+                optimizer.step()
+                if where == "last":
+                    optimizer.zero_grad()
+                return loss
+
+            run = tg.compile(step) if compiled else step
+            for n in range(6):
+                if where == "outside":
+                    optimizer.zero_grad()
+                run(tg.tensor(X[n]), tg.tensor(Y[n]))
+            grads = [p.grad if p.grad is None else p.grad.numpy() for p in model.parameters()]
+            pair.append(([p.detach().numpy() for p in model.parameters()], grads))
+        for a, b in zip(pair[0][0], pair[1][0], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=where)
+        for a, b in zip(pair[0][1], pair[1][1], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=where)
+        assert (pair[0][1][0] is None) == (where == "last")
+
+
+def test_changes_from_outside_are_followed(backend: str) -> None:
+    """The learning rate, a setting, loaded weights, new memory, a frozen layer."""
+
+    def disturb(n: int, setup: Setup) -> None:
+        group = setup.optimizer.param_groups[0]
+        if n == 2:
+            group["lr"] = 0.5
+        if n == 4:
+            group["betas"] = (0.5, 0.6)
+        if n == 6:
+            values = {k: v * 0.5 for k, v in setup.model.state_dict().items()}
+            setup.model.load_state_dict(values)
+        if n == 8:
+            setup.model[0].weight.data = setup.model[0].weight.detach() * 2
+        if n == 10:
+            setup.model[0].weight.requires_grad_(False)
+        if n == 12:
+            setup.optimizer.load_state_dict(setup.optimizer.state_dict())
+
+    plain, compiled = train(), train()
+    step = tg.compile(compiled.step)
+    for n in range(15):
+        for setup, run in ((plain, plain.step), (compiled, step)):
+            disturb(n, setup)
+            loss = run(tg.tensor(X[n % 7]), tg.tensor(Y[n % 7])).item()
+            if setup is plain:
+                expected = loss
+        assert loss == expected, f"step {n}"
+
+
+def test_results_have_memory_of_their_own(backend: str) -> None:
+    setup = train()
+    step = tg.compile(lambda x, y: {"loss": setup.step(x, y), "size": (len(x), [x * 2])})
+    results = [step(tg.tensor(X[n]), tg.tensor(Y[n])) for n in range(4)]
+    assert len({r["loss"].item() for r in results}) == 4
+    assert all(r["size"][0] == 16 for r in results)
+    for n, r in enumerate(results):
+        np.testing.assert_array_equal(r["size"][1][0].numpy(), X[n] * 2)
+        assert not r["loss"].requires_grad
+
+
+def test_random_numbers_are_drawn_at_each_run(backend: str) -> None:
+    def noisy(x: Any) -> Any:
+        noise = tg.zeros(20).uniform_(-1, 1)
+        return x + tg.randn(16, 20) * noise + tg.randint(0, 9, (20,)).float() + tg.rand(1)
+
+    compiled = tg.compile(noisy)
+    x = tg.tensor(X[0])
+    tg.manual_seed(5)
+    expected = [noisy(x).numpy() for _ in range(3)]
+    tg.manual_seed(5)
+    for values in expected:
+        np.testing.assert_array_equal(compiled(x).numpy(), values)
+
+
+def test_state_outside_is_updated_and_state_inside_begins_anew(backend: str) -> None:
+    running = tg.zeros(20)
+
+    def count(x: Any) -> Any:
+        total = tg.zeros(20)
+        for row in (0, 1, 2):
+            total += x[row]
+        running.mul_(0.5)
+        running.add_(total)
+        return total
+
+    compiled = tg.compile(count)
+    expected = np.zeros(20, np.float32)
+    for n in range(5):
+        total = X[n][0] + X[n][1] + X[n][2]
+        expected = expected * np.float32(0.5) + total
+        np.testing.assert_array_equal(compiled(tg.tensor(X[n])).numpy(), total)
+        np.testing.assert_array_equal(running.numpy(), expected)
+
+
+def test_versions_are_counted_so_that_a_stale_graph_is_refused(backend: str) -> None:
+    setup = train()
+    step = tg.compile(setup.step)
+    x, y = tg.tensor(X[0]), tg.tensor(Y[0])
+    step(x, y)
+    stale = F.cross_entropy(setup.model(x), y)
+    step(x, y)
+    with pytest.raises(tg.InPlaceError, match=r"Adam\.step"):
+        stale.backward()
+
+
+def test_strided_arguments_and_arguments_given_twice(backend: str) -> None:
+    double = tg.compile(lambda a, b: a @ b + a)
+    square = rng.normal(size=(6, 6)).astype(np.float32)
+    a, b = tg.tensor(square), tg.tensor(square[::-1].copy())
+    for p, q in ((a, b), (a.T, b), (b, b.T), (a, a), (b, b), (a, b)):
+        np.testing.assert_array_equal(double(p, q).numpy(), (p @ q + p).numpy())
+
+
+def test_keywords_values_and_methods(backend: str) -> None:
+    class Scale:
+        factor = 3
+
+        @tg.compile
+        def by(self, x: Any, power: int = 1, *, shift: Any = None) -> Any:
+            y = x**power * self.factor
+            return y if shift is None else y + shift["by"]
+
+    x = tg.tensor(X[0])
+    for _ in range(2):
+        np.testing.assert_array_equal(Scale().by(x).numpy(), X[0] * 3)
+        np.testing.assert_array_equal(Scale().by(x, 2).numpy(), X[0] ** 2 * 3)
+        shifted = Scale().by(x, shift={"by": tg.tensor(1.0)})
+        np.testing.assert_array_equal(shifted.numpy(), X[0] * 3 + 1)
+
+
+def test_a_compiled_function_in_another_is_part_of_it(backend: str) -> None:
+    inner = tg.compile(lambda x: x * 2)
+    outer = tg.compile(lambda x: inner(x) + 1)
+    for n in range(3):
+        np.testing.assert_array_equal(outer(tg.tensor(X[n])).numpy(), X[n] * 2 + 1)
+    assert not inner._replays
+
+
+# --- what is refused ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda x: x.sum().item(), r"item\(\)"),
+        (lambda x: x if x.sum() > 0 else -x, r"item\(\)"),
+        (lambda x: float(x.sum()), r"item\(\)"),
+        (lambda x: x.tolist(), r"tolist\(\)"),
+        (lambda x: x.numpy(), r"numpy\(\)"),
+        (lambda x: np.asarray(x), r"numpy\(\)"),
+        (lambda x: f"{x.sum():.3f}", r"item\(\)"),
+        (lambda x: str(x), r"repr\(\)"),
+    ],
+    ids=["item", "if", "float", "tolist", "numpy", "asarray", "format", "str"],
+)
+def test_reading_values_is_refused_with_the_line(backend: str, read: Any, name: str) -> None:
+    with pytest.raises(tg.CompileError, match=rf"{name}.*test_program\.py:\d+"):
+        tg.compile(read)(tg.tensor(X[0]))
+    assert tg.tensor(X[0]).sum().item() == pytest.approx(X[0].sum(), rel=1e-3)
+
+
+def test_what_cannot_be_recorded_is_refused(backend: str) -> None:
+    x, weight = tg.tensor(X[0]), tg.ones(20, requires_grad=True)
+    for function, message in (
+        (lambda x: x.add_(1), "writes into an argument"),
+        (lambda x: x * weight, "still on the graph"),
+    ):
+        with pytest.raises(tg.CompileError, match=message):
+            tg.compile(function)(x)
+    with pytest.raises(tg.CompileError, match="an argument requires a gradient"):
+        tg.compile(lambda w: w * 2)(weight)
+    with pytest.raises(tg.CompileError, match="can be hashed"):
+        tg.compile(lambda x, values: x)(x, np.ones(3))
+    never = tg.compile(lambda x: x)
+    with pytest.raises(tg.CompileError, match="not called yet"):
+        print(never.program)
+    with pytest.raises(tg.CompileError, match="call the function"):
+        never.profile(x)
+
+
+def test_a_bad_label_raises_as_uncompiled_and_trains_nothing(backend: str) -> None:
+    setup = train()
+    step = tg.compile(setup.step)
+    x, y = tg.tensor(X[0]), tg.tensor(Y[0])
+    for _ in range(2):
+        step(x, y)
+    before = [a.copy() for a in state(setup)[:4]]
+    bad = Y[0].copy()
+    bad[11] = 7
+    with pytest.raises(ValueError, match=r"label 7 at row 11 is outside 0\.\.4"):
+        step(x, tg.tensor(bad))
+    for a, b in zip(before, state(setup)[:4], strict=True):
+        np.testing.assert_array_equal(a, b)
+    step(x, y)
+
+
+def test_a_function_that_changes_at_every_call_ends_uncompiled(backend: str) -> None:
+    setup = train(lambda p: tg.optim.SGD(p, lr=0.1, momentum=0.9))
+    plain = train(lambda p: tg.optim.SGD(p, lr=0.1, momentum=0.9))
+    step = tg.compile(setup.step)
+    x, y = tg.tensor(X[0]), tg.tensor(Y[0])
+    with pytest.warns(UserWarning, match="recorded 16 times"):
+        for n in range(20):
+            for s in (setup, plain):
+                s.optimizer.param_groups[0]["momentum"] = 0.9 - n / 100
+            assert step(x, y).item() == plain.step(x, y).item()
+
+
+# --- looking at it --------------------------------------------------------------------------
+
+
+def test_the_listing_names_kernels_arguments_and_parameters(backend: str) -> None:
+    setup = train()
+    step = tg.compile(setup.step)
+    step(tg.tensor(X[0]), tg.tensor(Y[0]))
+    lines = str(step.program).splitlines()
+    assert lines[0] == "program(x float32[16, 20], y int64[16]):"
+    assert lines[1] == "    host: Clock.follow"
+    assert lines[2] == (
+        "    %0 = linear(x=x, w=0.weight, b=0.bias, activation='relu')  # float32[16, 12]"
+    )
+    assert lines[-1].startswith("    return %")
+    kernels = [s.kernel for s in step.program.instructions()]
+    assert kernels == [
+        "linear", "linear", "softmax_cross_entropy", "linear_backward", "linear_backward",
+        "count_step", "adam_step",
+    ]  # fmt: skip
+
+
+def test_profiling_changes_nothing(backend: str) -> None:
+    setup, plain = train(), train()
+    step = tg.compile(setup.step)
+    x, y = tg.tensor(X[0]), tg.tensor(Y[0])
+    for s in (step, plain.step):
+        s(x, y)
+    before = [a.copy() for a in state(setup)]
+    profile = step.profile(x, y, repeat=3)
+    for a, b in zip(before, state(setup), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert step(x, y).item() == plain.step(x, y).item()
+    assert any("adam" in name for name, _ in profile.rows)
+    assert "sum" in str(profile)
+
+
+def test_recordings_take_no_more_memory_and_go_with_the_function(backend: str) -> None:
+    setup = train()
+    step = tg.compile(setup.step)
+    for n in range(3):
+        step(tg.tensor(X[n]), tg.tensor(Y[n]))
+    gc.collect()
+    counted = len(gc.get_objects())
+    for n in range(50):
+        step(tg.tensor(X[n % 7]), tg.tensor(Y[n % 7]))
+    gc.collect()
+    assert len(gc.get_objects()) - counted < 20
+
+
+def test_compiled_steps_in_two_threads(backend: str) -> None:
+    """Each thread trains a model of its own, and both share a compiled forward."""
+    shared = train()
+    forward = tg.compile(tg.no_grad()(lambda x: shared.model(x)))
+    expected = [shared.model(tg.tensor(x)).detach().numpy() for x in X]
+    failures: list[str] = []
+
+    def work() -> None:
+        tg.set_default_device(backend)
+        for n in range(200):
+            if not (forward(tg.tensor(X[n % 7])).numpy() == expected[n % 7]).all():
+                failures.append(f"call {n}")
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    with warnings.catch_warnings():
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+    assert not failures

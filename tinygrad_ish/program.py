@@ -1,0 +1,760 @@
+"""Recording a function of tensors as a program of kernel calls, and running it again.
+
+    @tg.compile
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+Everything that computes goes through the kernels of a backend. So one run of a function, with a
+``Recorder`` looking at these calls, tells all that it does to memory: a ``Program``, a list of
+``Instruction``s over arrays. Run again on the same memory, they do the same work with no graph, no
+allocation and next to no Python.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import autograd
+from .autograd import Array, Version
+from .device import resolve
+from .kernels import Backend, reference
+from .tensor import Tensor
+
+__all__ = ["CompileError", "CompiledFunction", "Instruction", "Program", "compile"]
+
+VIEWS = ("reshape", "permute", "expand", "getitem")
+MOST_RECORDINGS = 16  # of one function for one kind of arguments
+
+
+class CompileError(ValueError):
+    """A function does what a recording cannot hold; says what, and where."""
+
+
+class Instruction:
+    """A kernel call: its arguments by the names of the reference, and the arrays it gives."""
+
+    def __init__(
+        self, kernel: str, args: dict[str, Any], results: tuple[Array | None, ...]
+    ) -> None:
+        self.kernel = kernel
+        self.args = args
+        self.results = results
+
+    def arguments(self) -> list[Array]:
+        """The arrays among the arguments."""
+        return [a for a in _flat(self.args.values()) if hasattr(a, "strides")]
+
+    def writes(self) -> list[Array]:
+        """The arrays that the call changes: its results, and what it updates in place."""
+        updated = [self.args[name] for name in reference.UPDATES.get(self.kernel, ())]
+        return [a for a in (*self.results, *updated) if a is not None]
+
+    def touches(self, array: Array) -> bool:
+        """Whether it reads or writes this memory."""
+        return any(_overlap(array, a) for a in (*self.arguments(), *self.writes()))
+
+    def replace(self, old: Array, new: Array) -> None:
+        """Let one array stand wherever another stands."""
+
+        def swap(x: Any) -> Any:
+            if isinstance(x, tuple):
+                return tuple(swap(y) for y in x)
+            return new if hasattr(x, "strides") and _place(x) == _place(old) else x
+
+        self.args = {name: swap(a) for name, a in self.args.items()}
+        self.results = swap(self.results)
+
+
+class Host(NamedTuple):
+    """Something that Python does at each run: a schedule, a draw of random numbers."""
+
+    action: Callable[[], object]
+    writes: tuple[Array, ...] = ()
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, tuple):
+            yield from _flat(value)
+        else:
+            yield value
+
+
+def _address(x: Array) -> int:
+    return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
+
+
+def _place(x: Array) -> tuple[Any, ...]:
+    """What tells an array from others, while all of them are alive."""
+    return _address(x), x.shape, x.strides, x.dtype
+
+
+def _overlap(a: Array, b: Array) -> bool:
+    return bool(reference.namespace(a).may_share_memory(a, b))
+
+
+# --- recording ------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Looks at the kernel calls of this thread, and hears of what else matters from tensors,
+    modules and optimizers, which find it as ``autograd.recorder()``."""
+
+    def __init__(self, inputs: list[Array]) -> None:
+        self.inputs = inputs
+        self.steps: list[Instruction | Host] = []
+        self.tensors: dict[int, tuple[Tensor, Array, bool]] = {}  # made before, as they were
+        self.modules: dict[int, tuple[Any, bool]] = {}
+        self.grads: dict[int, tuple[Tensor, bool, Tensor | None]] = {}  # leaf, entered, with what
+        self.settings: list[tuple[Callable[[], Any], Any]] = []
+        self.bumps: list[tuple[Version, str]] = []
+        self.made: list[tuple[Array, Array]] = []  # by the function itself, and their first values
+        self.fresh: set[tuple[Any, ...]] = set()
+        self._results: set[tuple[Any, ...]] = {_place(x) for x in inputs}
+        self._signatures: dict[str, inspect.Signature] = {}
+
+    def called(self, name: str, function: Any, args: tuple[Any, ...], kwargs: Any) -> Any:
+        """Run a kernel, and note the call."""
+        result = function(*args, **kwargs)
+        if name not in self._signatures:
+            self._signatures[name] = inspect.signature(getattr(reference, name))
+        bound = self._signatures[name].bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {k: v for k, v in bound.arguments.items() if k != "out"}
+        results = result if isinstance(result, tuple) else (result,)
+        results = () if result is None else results
+        places = [_place(r) for r in results if r is not None]
+        self._results.update(places)
+        given = [_place(o) for o in _flat([bound.arguments.get("out")]) if o is not None]
+        self.fresh.update(set(places).difference(given))
+        self.steps.append(Instruction(name, arguments, results))
+        return result
+
+    def saw(self, tensor: Tensor) -> None:
+        """Note a tensor that takes part; those that were there before must stay as they are."""
+        if id(tensor) not in self.tensors and _place(tensor._array) not in self._results:
+            self.tensors[id(tensor)] = tensor, tensor._array, tensor._requires_grad
+
+    def entered(self, module: Any) -> None:
+        """Note a module whose forward runs."""
+        self.modules[id(module)] = module, module.training
+
+    def reads_grad(self, leaf: Tensor) -> None:
+        """The function depends on what ``leaf.grad`` was before it ran."""
+        self.grads.setdefault(id(leaf), (leaf, True, leaf._grad))
+
+    def sets_grad(self, leaf: Tensor) -> None:
+        """The function replaces ``leaf.grad``, whatever it was."""
+        self.grads.setdefault(id(leaf), (leaf, False, None))
+
+    def host(self, action: Callable[[], object], writes: tuple[Array, ...] = ()) -> None:
+        """Do this again, here, at each run."""
+        self.steps.append(Host(action, writes))
+
+    def depends(self, setting: Callable[[], Any]) -> None:
+        """The recording holds as long as this gives what it gives now."""
+        self.settings.append((setting, setting()))
+
+    def creates(self, array: Array) -> None:
+        """Note an array that the function makes of numbers."""
+        self.made.append((array, array.copy()))
+
+    def refuse(self, what: str) -> None:
+        """Raise CompileError: the function does what cannot be recorded."""
+        raise CompileError(f"compile: {what}, at {_line()}")
+
+
+def _is_ours(frame: Any, package: str) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] == package
+
+
+def _line() -> str:
+    """The innermost line of the caller's own code."""
+    package = __name__.partition(".")[0]
+    frame = sys._getframe()
+    while frame.f_back is not None and _is_ours(frame, package):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+# --- programs -------------------------------------------------------------------------------
+
+
+class Program:
+    """What a function does, as kernel calls over arrays. Print it for a listing."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        steps: list[Instruction | Host],
+        inputs: list[Array],
+        outputs: list[Array],
+        names: dict[tuple[Any, ...], str],
+    ) -> None:
+        self.backend = backend
+        self.steps = steps
+        self.inputs = inputs
+        self.outputs = outputs
+        self._names = dict(names)
+
+    def instructions(self) -> list[Instruction]:
+        """The kernel calls."""
+        return [s for s in self.steps if isinstance(s, Instruction)]
+
+    def __str__(self) -> str:
+        names = dict(self._names)
+
+        def name(x: Any) -> str:
+            if isinstance(x, tuple):
+                return f"({', '.join(map(name, x))})"
+            if not hasattr(x, "strides"):
+                return repr(x)
+            return names.setdefault(_place(x), f"%{len(names) - len(self._names)}")
+
+        lines = []
+        for step in self.steps:
+            if isinstance(step, Host):
+                lines.append("    host: " + _named(step.action))
+                continue
+            given = [f"{k}={name(v)}" for k, v in step.args.items() if v is not None]
+            left = ", ".join(name(r) for r in step.results if r is not None)
+            kinds = ", ".join(_kind(r) for r in step.results if r is not None)
+            call = f"{step.kernel}({', '.join(given)})"
+            lines.append(f"    {left} = {call}  # {kinds}" if left else f"    {call}")
+        inputs = ", ".join(f"{name(x)} {_kind(x)}" for x in self.inputs)
+        outputs = ", ".join(name(x) for x in self.outputs)
+        return "\n".join([f"program({inputs}):", *lines, f"    return {outputs or None}"])
+
+
+def _kind(x: Array) -> str:
+    return f"{x.dtype.name}{list(x.shape)}"
+
+
+def _named(action: Any) -> str:
+    while isinstance(action, functools.partial):
+        action = action.func
+    return getattr(action, "__qualname__", repr(action))
+
+
+# --- passes ---------------------------------------------------------------------------------
+# Each takes a Draft and changes its steps; what they compute stays the same bit for bit.
+
+
+class Draft:
+    """The steps of a program that is being made, and the arrays that will be read after it."""
+
+    def __init__(self, recorder: Recorder, exposed: list[Array]) -> None:
+        self.steps = recorder.steps
+        self.inputs = recorder.inputs
+        self.exposed = exposed
+        self.made = recorder.made
+        self.fresh = recorder.fresh  # arrays that kernels made, of memory that was not there
+
+    def instructions(self) -> list[tuple[int, Instruction]]:
+        return [(i, s) for i, s in enumerate(self.steps) if isinstance(s, Instruction)]
+
+    def replace(self, old: Array, new: Array) -> None:
+        """Let ``new`` stand wherever ``old`` stands."""
+        for _, s in self.instructions():
+            s.replace(old, new)
+        self.exposed = [new if _place(x) == _place(old) else x for x in self.exposed]
+
+    def touching(self, array: Array, start: int = 0, stop: int | None = None) -> list[int]:
+        """The steps among those from start to stop - 1 that read or write this memory."""
+        stop = len(self.steps) if stop is None else stop
+        return [i for i, s in self.instructions() if start <= i < stop and s.touches(array)]
+
+    def writing(self, array: Array) -> list[int]:
+        """The steps that write this memory."""
+        return [i for i, s in self.instructions() if any(_overlap(array, a) for a in s.writes())]
+
+    def maker(self, array: Array) -> int | None:
+        """The step that first gives this array; None for memory that was there before."""
+        touching = self.touching(array)
+        if not touching or any(_overlap(array, x) for x in self.inputs):
+            return None
+        first = self.steps[touching[0]]
+        gives = any(r is not None and _place(r) == _place(array) for r in first.results)
+        reads = any(_overlap(array, a) for a in first.arguments())
+        return touching[0] if gives and not reads and _place(array) in self.fresh else None
+
+    def only_whole(self, array: Array) -> bool:
+        """Whether its memory is never seen as an array of another shape."""
+        seen = [a for _, s in self.instructions() for a in (*s.arguments(), *s.writes())]
+        return all(_place(a) == _place(array) for a in (*seen, *self.exposed) if _overlap(a, array))
+
+
+def drop_views(draft: Draft) -> None:
+    """Views of static memory are made once. A reshape that copied stays."""
+    draft.steps = [
+        s
+        for s in draft.steps
+        if isinstance(s, Host)
+        or s.kernel not in VIEWS
+        or (s.results[0].size > 0 and not _overlap(s.results[0], s.args["x"]))
+    ]
+
+
+def keep_arguments(draft: Draft) -> None:
+    """Arguments are not written to: they are copies at the first call, the caller's own later."""
+    if any(draft.writing(x) for x in draft.inputs):
+        raise CompileError(
+            "compile: the function writes into an argument; work on x.clone(), or make it a "
+            "tensor outside of the arguments"
+        )
+
+
+def restore_made(draft: Draft) -> None:
+    """What the function makes of numbers and then changes is made again at the start of a run."""
+    for array, first in draft.made:
+        if draft.writing(array):
+            again = Instruction("copy", {"x": first}, (array,))
+            draft.steps.insert(0, again)
+
+
+def drop_unit_products(draft: Draft) -> None:
+    """x · 1 is x: the gradient that ``backward`` begins with is 1."""
+    ones = [
+        _address(a)
+        for a, first in draft.made
+        if a.size == 1 and bool((first == 1).all()) and not draft.writing(a)
+    ]
+    for _, s in draft.instructions():
+        if s.kernel != "mul":
+            continue
+        x, one, (y,) = s.args["a"], s.args["b"], s.results
+        unit = hasattr(one, "strides") and _place(one)[0] in ones
+        if unit and x.shape == y.shape and len(draft.writing(y)) == len(draft.writing(x)) == 1:
+            draft.steps.remove(s)
+            draft.replace(y, x)
+
+
+def write_in_place(draft: Draft) -> None:
+    """A result that is only made to be copied elsewhere is computed there."""
+    for _, s in draft.instructions():
+        if s.kernel != "copy":
+            continue
+        x, (y,) = s.args["x"], s.results
+        i, maker = draft.steps.index(s), draft.maker(x)
+        alike = x.shape == y.shape and y.flags.c_contiguous and not _overlap(x, y)
+        if maker is None or not alike or not draft.only_whole(x):
+            continue
+        later = [j for j in (*draft.writing(x), *draft.writing(y)) if j > i]
+        if not later and not draft.touching(y, maker, i):
+            draft.steps.remove(s)
+            draft.replace(x, y)
+
+
+def drop_dead(draft: Draft) -> None:
+    """Results that nobody reads are not computed."""
+    for i, s in reversed(draft.instructions()):
+        if s.kernel in reference.UPDATES:
+            continue
+        results = [r for r in s.results if r is not None]
+        shown = any(_overlap(r, x) for r in results for x in draft.exposed)
+        kept = any(draft.maker(r) != i or draft.touching(r, i + 1) for r in results)
+        if not shown and not kept:
+            del draft.steps[i]
+
+
+def hosts_first(draft: Draft) -> None:
+    """What Python writes at each run, it writes before the kernels, so that these run in one go."""
+    place = 0
+    for host in [s for s in draft.steps if isinstance(s, Host) and s.writes]:
+        i = next(n for n, s in enumerate(draft.steps) if s is host)
+        if not any(draft.touching(a, 0, i) for a in host.writes):
+            draft.steps.insert(place, draft.steps.pop(i))
+            place += 1
+
+
+def share_buffers(draft: Draft) -> None:
+    """Results whose lives do not meet share memory."""
+    lives = []
+    for i, s in draft.instructions():
+        for r in s.results:
+            shown = r is None or any(_overlap(r, x) for x in draft.exposed)
+            if not shown and r.size and draft.maker(r) == i and draft.only_whole(r):
+                lives.append((i, draft.touching(r)[-1], r))
+    rooms: list[tuple[int, list[Array]]] = []  # until when each is taken, and by whom in turn
+    for start, end, r in lives:
+        free = [
+            n for n, (until, held) in enumerate(rooms) if until < start and held[0].dtype == r.dtype
+        ]
+        best = min(free, key=lambda n: abs(max(h.size for h in rooms[n][1]) - r.size), default=None)
+        if best is None:
+            rooms.append((end, [r]))
+        else:
+            rooms[best] = end, [*rooms[best][1], r]
+    for _, held in rooms:
+        largest = max(held, key=lambda h: h.size)
+        flat = largest.reshape(-1)
+        for r in held:
+            if r is not largest and largest.flags.c_contiguous:
+                draft.replace(r, flat[: r.size].reshape(r.shape))
+
+
+PASSES = (
+    drop_views, keep_arguments, restore_made, drop_unit_products, write_in_place, drop_dead,
+    hosts_first, share_buffers,
+)  # fmt: skip
+
+
+# --- running --------------------------------------------------------------------------------
+
+
+class Replay:
+    """A recording, ready to run on other inputs of the same kind."""
+
+    def __init__(self, recorder: Recorder, backend: Backend, result: Any, names: Any) -> None:
+        self._backend = backend
+        self._result = result
+        tensors = [t for t in _leaves(result) if isinstance(t, Tensor)]
+        self._kept = {id(t): t for t in tensors if id(t) in recorder.tensors}
+        outputs = [t for t in tensors if id(t) not in self._kept]
+        ends = [(leaf, leaf._grad) for leaf, _, _ in recorder.grads.values()]
+        exposed = [t._array for t in (*outputs, *(g for _, g in ends if g is not None))]
+        draft = Draft(recorder, exposed)
+        for improve in PASSES:
+            improve(draft)
+        self._outputs = {id(t): a for t, a in zip(outputs, draft.exposed, strict=False)}
+        self._grads = []
+        arrays = iter(draft.exposed[len(outputs) :])
+        for leaf, grad in ends:
+            if grad is not None:
+                grad._array = next(arrays)
+            self._grads.append((leaf, grad))
+        self.program = Program(backend, draft.steps, draft.inputs, [*self._outputs.values()], names)
+        self._bumps = [(v, w) for v, w in recorder.bumps]
+        self._guards = [
+            *[_unchanged(*t) for t in recorder.tensors.values()],
+            *[_in_mode(*m) for m in recorder.modules.values()],
+            *[_with_grad(leaf, g) for leaf, read, g in recorder.grads.values() if read],
+            *[_gives(setting, value) for setting, value in recorder.settings],
+        ]
+        self._steps = lower(backend, draft)
+        self._run = [s.action if isinstance(s, Host) else s.run for s in self._steps]
+        self._binders = [self._binder(x) for x in draft.inputs]
+
+    def holds(self) -> bool:
+        """Whether all that the recording took for granted is still so."""
+        return all(guard() for guard in self._guards)
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        for bind, tensor in zip(self._binders, tensors, strict=True):
+            bind(tensor._array)
+        for run in self._run:
+            run()
+        for version, writer in self._bumps:
+            version.bump(writer)
+        for leaf, grad in self._grads:
+            leaf._grad = grad
+        return self.answer(self._result)
+
+    def answer(self, result: Any) -> Any:
+        """The result with tensors of its own: the program's memory is written again."""
+        if isinstance(result, Tensor):
+            kept = self._kept.get(id(result))
+            if kept is not None:
+                return kept
+            return Tensor(self._backend.copy(self._outputs[id(result)]), self._backend)
+        if isinstance(result, (tuple, list)):
+            return type(result)([self.answer(r) for r in result])
+        if isinstance(result, dict):
+            return {k: self.answer(r) for k, r in result.items()}
+        return result
+
+    def _binder(self, x: Array) -> Callable[[Array], object]:
+        """How an argument takes the place of the recorded one: by its address, or by a copy."""
+        direct = [s for s in self._steps if isinstance(s, Direct) and s.instruction.touches(x)]
+        plans = [s for s in self._steps if not isinstance(s, (Direct, Host))]
+        if direct or not plans:
+            return functools.partial(self._backend.copy, out=x)
+        binders = [plan.binder(x) for plan in plans]
+
+        def bind(array: Array) -> None:
+            if not (array.flags.c_contiguous and array.flags.aligned):
+                array = self._backend.copy(array, out=x)
+            for place in binders:
+                place(array)
+
+        return bind
+
+    def profile(self, tensors: list[Tensor], repeat: int) -> Profile:
+        """Time each kernel; what the program writes is put back after."""
+        for bind, tensor in zip(self._binders, tensors, strict=True):
+            bind(tensor._array)
+        written = [a for s in self.program.instructions() for a in s.writes()]
+        before = [(a, a.copy()) for a in written]
+        pieces = [piece for step in self._steps for piece in _pieces(step)]
+        times: list[list[float]] = [[] for _ in pieces]
+        try:
+            for _ in range(repeat):
+                for taken, (_, run) in zip(times, pieces, strict=True):
+                    start = time.perf_counter()
+                    run()
+                    taken.append(time.perf_counter() - start)
+        finally:
+            for a, values in before:
+                a[...] = values
+        rows = [
+            (name, float(np.median(taken)) * 1e6)
+            for taken, (name, _) in zip(times, pieces, strict=True)
+        ]
+        return Profile(rows, repeat)
+
+
+class Profile(NamedTuple):
+    """Microseconds of each kernel, medians. Print it for a table."""
+
+    rows: list[tuple[str, float]]
+    repeat: int
+
+    def __str__(self) -> str:
+        total = sum(t for _, t in self.rows)
+        lines = [f"{'kernel':40}{'µs':>10}{'share':>8}"]
+        lines += [f"{name:40}{t:10.1f}{t / total:8.1%}" for name, t in self.rows]
+        return "\n".join([*lines, f"{'sum':40}{total:10.1f}  (medians of {self.repeat} runs)"])
+
+
+class Direct:
+    """An instruction that Python performs, through the kernel's own function."""
+
+    def __init__(self, backend: Backend, instruction: Instruction) -> None:
+        self.instruction = instruction
+        kernel = getattr(backend, instruction.kernel)
+        args, results = instruction.args, instruction.results
+        if instruction.kernel in VIEWS:  # a reshape that copies
+            self.run: Callable[[], object] = lambda: backend.copy(kernel(**args), out=results[0])
+        elif not results:
+            self.run = functools.partial(kernel, **args)
+        else:
+            several = isinstance(inspect.signature(kernel).parameters["out"].default, tuple)
+            self.run = functools.partial(kernel, **args, out=results if several else results[0])
+
+
+def lower(backend: Backend, draft: Draft) -> list[Any]:
+    """The steps as things that run: plans of the backend where it makes them."""
+    steps = backend.lower(draft.steps, draft.exposed)
+    return [Direct(backend, s) if isinstance(s, Instruction) else s for s in steps]
+
+
+def _pieces(step: Any) -> list[tuple[str, Callable[[], object]]]:
+    if isinstance(step, Host):
+        return [(f"host: {_named(step.action)}", step.action)]
+    if isinstance(step, Direct):
+        return [(step.instruction.kernel, step.run)]
+    return step.pieces()
+
+
+def _unchanged(tensor: Tensor, array: Array, requires_grad: bool) -> Callable[[], bool]:
+    return lambda: tensor._array is array and tensor._requires_grad is requires_grad
+
+
+def _in_mode(module: Any, training: bool) -> Callable[[], bool]:
+    return lambda: module.training is training
+
+
+def _with_grad(leaf: Tensor, grad: Tensor | None) -> Callable[[], bool]:
+    return lambda: leaf._grad is grad
+
+
+def _gives(setting: Callable[[], Any], value: Any) -> Callable[[], bool]:
+    return lambda: setting() == value
+
+
+# --- compile --------------------------------------------------------------------------------
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What stands in nested tuples, lists and dicts."""
+    if isinstance(value, (tuple, list)):
+        for v in value:
+            yield from _leaves(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _leaves(v)
+    else:
+        yield value
+
+
+def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """The nested value with the next of ``tensors`` for each tensor."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if isinstance(value, (tuple, list)):
+        return type(value)([_rebuilt(v, tensors) for v in value])
+    if isinstance(value, dict):
+        return {k: _rebuilt(v, tensors) for k, v in value.items()}
+    return value
+
+
+def _form(value: Any) -> Any:
+    """What the recording of a call depends on, of one argument."""
+    if type(value) is Tensor:
+        a = value._array
+        return a.shape, a.dtype, value.backend.name, value._requires_grad
+    if isinstance(value, Tensor):
+        return _form(Tensor(value._array, value.backend))
+    if isinstance(value, (tuple, list)):
+        return type(value), tuple([_form(v) for v in value])
+    if isinstance(value, dict):
+        return dict, tuple([(k, _form(v)) for k, v in value.items()])
+    return type(value), value
+
+
+class CompiledFunction:
+    """A function that is recorded at its first call for each kind of arguments, then replayed."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        functools.update_wrapper(self, function, updated=())
+        self._function = function
+        self._replays: dict[Any, list[Replay]] = {}
+        self._latest: Replay | None = None
+        self._lock = threading.RLock()
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if autograd.recorder() is not None:  # part of another function that is being recorded
+            return self._function(*args, **kwargs)
+        with self._lock:
+            form, tensors, known = self._find(args, kwargs)
+            if known is None:
+                return self._first(form, tensors, args, kwargs)
+            self._latest = known
+            return known(tensors)
+
+    def _find(self, args: Any, kwargs: Any) -> tuple[Any, list[Tensor], Replay | None]:
+        tensors = [v for v in _leaves((args, kwargs)) if isinstance(v, Tensor)]
+        form = (
+            tuple([_form(a) for a in args]),
+            tuple([(k, _form(v)) for k, v in kwargs.items()]) if kwargs else (),
+            autograd.is_grad_enabled(),
+            len({id(t._array) for t in tensors}),
+        )
+        try:
+            replays = self._replays.get(form, ())
+        except TypeError:
+            raise CompileError(
+                "compile: arguments must be tensors, or values that can be hashed (numbers, "
+                "strings), in tuples, lists and dicts"
+            ) from None
+        return form, tensors, next((r for r in replays if r.holds()), None)
+
+    def _first(self, form: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
+        replays = self._replays.setdefault(form, [])
+        if len(replays) >= MOST_RECORDINGS:
+            if len(replays) == MOST_RECORDINGS:
+                replays.append(replays[0])
+                warnings.warn(
+                    f"compile: {self.__name__} was recorded {MOST_RECORDINGS} times for the same "
+                    "arguments, as parameters, gradients or settings that it uses were replaced "
+                    "between calls; it now runs uncompiled",
+                    stacklevel=4,
+                )
+            return self._function(*args, **kwargs)
+        result, replay = _record(self._function, tensors, args, kwargs)
+        replays.append(replay)
+        self._latest = replay
+        return result
+
+    @property
+    def program(self) -> Program:
+        """What the latest call ran. Print it for a listing."""
+        return self._recorded().program
+
+    def profile(self, *args: Any, repeat: int = 100, **kwargs: Any) -> Profile:
+        """Time each kernel of the step on these arguments, which it was called with the like of
+        before. Nothing changes: what the kernels write is put back."""
+        _, tensors, known = self._find(args, kwargs)
+        if known is None:
+            raise CompileError("profile: call the function with arguments like these first")
+        with self._lock:
+            return known.profile(tensors, repeat)
+
+    def _recorded(self) -> Replay:
+        if self._latest is None:
+            raise CompileError(f"compile: {self.__name__} was not called yet: nothing is recorded")
+        return self._latest
+
+
+def _record(
+    function: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any
+) -> tuple[Any, Replay]:
+    """Run the function on copies of its tensors, looking on: its result, and how to repeat it."""
+    if any(t._requires_grad for t in tensors):
+        raise CompileError(
+            "compile: an argument requires a gradient; pass x.detach(), or keep it outside of the "
+            "arguments, as a parameter"
+        )
+    copies: dict[int, Tensor] = {}
+    for t in tensors:
+        if id(t) not in copies:
+            copies[id(t)] = Tensor(t.backend.copy(t._array), t.backend)
+    own = [copies[id(t)] for t in tensors]
+    recorder = Recorder([t._array for t in own])
+    backend = _only_backend(own)
+    with autograd.recording(recorder), backend.observed(recorder.called):
+        again = iter(own)
+        result = function(*_rebuilt(args, again), **_rebuilt(kwargs, again))
+    for t in _leaves(result):
+        if isinstance(t, Tensor) and t._node is not None and t._node.saved is not None:
+            raise CompileError(
+                "compile: a result is still on the graph; call backward() inside the function, "
+                "run it under no_grad, or return result.detach()"
+            )
+    replay = Replay(recorder, backend, result, _names(function, recorder))
+    return replay.answer(result), replay
+
+
+def _only_backend(tensors: list[Tensor]) -> Backend:
+    backends = {t.backend.name: t.backend for t in tensors} or {"": resolve(None)}
+    if len(backends) > 1:
+        autograd.refuse_mixed("compile", *list(backends.values())[:2])
+    return next(iter(backends.values()))
+
+
+def _names(function: Callable[..., Any], recorder: Recorder) -> dict[tuple[Any, ...], str]:
+    """Names for a listing: of arguments, and of the modules' parameters."""
+    names: dict[tuple[Any, ...], str] = {}
+    given = list(inspect.signature(function).parameters)
+    for i, x in enumerate(recorder.inputs):
+        names[_place(x)] = given[i] if len(given) == len(recorder.inputs) else f"input{i}"
+    for module, _ in recorder.modules.values():  # the outermost ran first
+        for name, p in module.named_parameters():
+            names.setdefault(_place(p._array), name)
+    return names
+
+
+def compile(function: Callable[..., Any]) -> CompiledFunction:
+    """A function of tensors that is recorded once for each kind of arguments, and then replayed.
+
+    The first call with arguments of new shapes, dtypes or other values is an ordinary one, under
+    a recorder; later calls run its kernels alone, on the same memory, with the same results bit
+    for bit: forward, backward, optimizer, dropout, clipping. Learning rates may change in
+    between, and schedules advance. What Python does besides (printing, counting, appending) is
+    done at the first call only.
+
+    Arguments and results are tensors, or values that can be hashed, in tuples, lists and dicts.
+    Results are tensors of their own, outside the graph; gradients that the function leaves
+    in ``.grad`` are written over by the next call. A step that was recorded is recorded again
+    when a module's mode, a parameter's memory or a setting of the optimizer is another.
+
+    ``.program`` is the recording, ``.profile(*args)`` times its kernels. Raises CompileError, at
+    the first call, where the function reads values (``item()``, ``if loss > 1``).
+    """
+    return CompiledFunction(function)
