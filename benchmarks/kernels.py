@@ -136,8 +136,10 @@ class Clock:
         return None
 
     def turn(self) -> float:
-        """Seconds for a call, the mean of a block of them, after one that is not counted."""
-        self.call()
+        """Seconds for a call, the mean of a block of them, after one that is not counted (a block
+        of one call is long enough to be its own warming up)."""
+        if self.calls > 1:
+            self.call()
         start = time.perf_counter()
         for _ in range(self.calls):
             self.call()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tinygrad_ish.kernels import cpu
-from tinygrad_ish.kernels.cpu import _math, rows
+from tinygrad_ish.kernels.cpu import _intrinsics, _math, rows
 
 Array = np.ndarray
 
@@ -47,6 +47,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Array], Callable[[Array], Array], float
     "sigmoid": (cpu.sigmoid, exact_sigmoid, 2.5),
 }
 EVERY = 4001  # of the 2³² bit patterns of float32
+WITHOUT_FMA = 0 if _intrinsics.HAS_FMA else 0.1  # each multiply-add rounds once more
 
 
 def last_place(x: Array, dtype: Any) -> Array:
@@ -72,7 +73,9 @@ def test_float32_over_the_whole_range(name: str) -> None:
     with np.errstate(all="ignore"):
         found = errors(ours(x), exact(x.astype(np.float64)))
     worst = np.argmax(found)  # of a NaN, its place
-    assert found[worst] <= allowed, f"{name}({x[worst]!r}) is {found[worst]:.2f} ulp off"
+    assert found[worst] <= allowed + WITHOUT_FMA, (
+        f"{name}({x[worst]!r}) is {found[worst]:.2f} ulp off"
+    )
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -438,19 +438,26 @@ class Replay:
             self._grads.append((leaf, grad))
         self.program = Program(backend, draft.steps, draft.inputs, [*self._outputs.values()], names)
         self._bumps = [(v, w) for v, w in recorder.bumps]
-        self._guards = [
-            *[_unchanged(*t) for t in recorder.tensors.values()],
-            *[_in_mode(*m) for m in recorder.modules.values()],
-            *[_with_grad(leaf, g) for leaf, read, g in recorder.grads.values() if read],
-            *[_gives(setting, value) for setting, value in recorder.settings],
-        ]
+        self._tensors = list(recorder.tensors.values())
+        self._modes = list(recorder.modules.values())
+        self._entered = [(leaf, grad) for leaf, read, grad in recorder.grads.values() if read]
+        self._settings = recorder.settings
         self._steps = lower(backend, draft)
         self._run = [s.action if isinstance(s, Host) else s.run for s in self._steps]
         self._binders = [self._binder(x) for x in draft.inputs]
 
     def holds(self) -> bool:
         """Whether all that the recording took for granted is still so."""
-        return all(guard() for guard in self._guards)
+        for tensor, array, requires_grad in self._tensors:
+            if tensor._array is not array or tensor._requires_grad is not requires_grad:
+                return False
+        for module, training in self._modes:
+            if module.training is not training:
+                return False
+        for leaf, grad in self._entered:
+            if leaf._grad is not grad:
+                return False
+        return all([setting() == value for setting, value in self._settings])  # noqa: C419
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         for bind, tensor in zip(self._binders, tensors, strict=True):
@@ -485,7 +492,8 @@ class Replay:
         binders = [plan.binder(x) for plan in plans]
 
         def bind(array: Array) -> None:
-            if not (array.flags.c_contiguous and array.flags.aligned):
+            flags = array.flags
+            if not (flags.c_contiguous and flags.aligned):
                 array = self._backend.copy(array, out=x)
             for place in binders:
                 place(array)
@@ -559,22 +567,6 @@ def _pieces(step: Any) -> list[tuple[str, Callable[[], object]]]:
     return step.pieces()
 
 
-def _unchanged(tensor: Tensor, array: Array, requires_grad: bool) -> Callable[[], bool]:
-    return lambda: tensor._array is array and tensor._requires_grad is requires_grad
-
-
-def _in_mode(module: Any, training: bool) -> Callable[[], bool]:
-    return lambda: module.training is training
-
-
-def _with_grad(leaf: Tensor, grad: Tensor | None) -> Callable[[], bool]:
-    return lambda: leaf._grad is grad
-
-
-def _gives(setting: Callable[[], Any], value: Any) -> Callable[[], bool]:
-    return lambda: setting() == value
-
-
 # --- compile --------------------------------------------------------------------------------
 
 
@@ -601,17 +593,16 @@ def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
     return value
 
 
-def _form(value: Any) -> Any:
-    """What the recording of a call depends on, of one argument."""
-    if type(value) is Tensor:
+def _form(value: Any, tensors: list[Tensor]) -> Any:
+    """What the recording of a call depends on, of one argument; collects its tensors."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
         a = value._array
         return a.shape, a.dtype, value.backend.name, value._requires_grad
-    if isinstance(value, Tensor):
-        return _form(Tensor(value._array, value.backend))
     if isinstance(value, (tuple, list)):
-        return type(value), tuple([_form(v) for v in value])
+        return type(value), tuple([_form(v, tensors) for v in value])
     if isinstance(value, dict):
-        return dict, tuple([(k, _form(v)) for k, v in value.items()])
+        return dict, tuple([(k, _form(v, tensors)) for k, v in value.items()])
     return type(value), value
 
 
@@ -639,10 +630,10 @@ class CompiledFunction:
             return known(tensors)
 
     def _find(self, args: Any, kwargs: Any) -> tuple[Any, list[Tensor], Replay | None]:
-        tensors = [v for v in _leaves((args, kwargs)) if isinstance(v, Tensor)]
+        tensors: list[Tensor] = []
         form = (
-            tuple([_form(a) for a in args]),
-            tuple([(k, _form(v)) for k, v in kwargs.items()]) if kwargs else (),
+            tuple([_form(a, tensors) for a in args]),
+            tuple([(k, _form(v, tensors)) for k, v in kwargs.items()]) if kwargs else (),
             autograd.is_grad_enabled(),
             len({id(t._array) for t in tensors}),
         )
@@ -653,7 +644,10 @@ class CompiledFunction:
                 "compile: arguments must be tensors, or values that can be hashed (numbers, "
                 "strings), in tuples, lists and dicts"
             ) from None
-        return form, tensors, next((r for r in replays if r.holds()), None)
+        for replay in replays:
+            if replay.holds():
+                return form, tensors, replay
+        return form, tensors, None
 
     def _first(self, form: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
         replays = self._replays.setdefault(form, [])

@@ -326,12 +326,12 @@ class Plan:
             for k, value in enumerate(call.values)
             if isinstance(value, np.ndarray) and np.may_share_memory(value, x)
         ]
-        code, bound = self._code, [x, x]
+        code, bound, find = self._code, [x, x], finder(x.dtype, x.ndim)
         self._bound.append(bound)
 
         def bind(array: np.ndarray) -> None:
             bound[1] = array  # kept alive: the code holds its address
-            start = address(array)
+            start = find(array)
             for slot, offset in places:
                 code[slot] = start + offset
 
@@ -404,10 +404,31 @@ def _address_2(x):
     return x.ctypes.data
 
 
-_ADDRESS = {1: _address_1, 2: _address_2}
+@jit("const(int64[:])")
+def _address_of_integers(x):
+    return x.ctypes.data
+
+
+_FINDERS = {
+    **{
+        (dtype, ndim): kernel
+        for dtype in DTYPES
+        for ndim, kernel in ((1, _address_1), (2, _address_2))
+    },
+    (np.dtype(np.int64), 1): _address_of_integers,
+}
+
+
+def finder(dtype: np.dtype, ndim: int) -> Callable[[np.ndarray], int]:
+    """A function that tells where the first element of such arrays lies."""
+    kernel = _FINDERS.get((dtype, ndim))
+    return _data if kernel is None else kernel.compile(dtype)
+
+
+def _data(x: np.ndarray) -> int:
+    return int(x.ctypes.data)
 
 
 def address(x: np.ndarray) -> int:
-    """Where the first element lies."""
-    find = _ADDRESS.get(x.ndim) if x.dtype in DTYPES else None
-    return int(x.ctypes.data) if find is None else find(x)
+    """Where the first element of x lies."""
+    return _FINDERS.get((x.dtype, x.ndim), _data)(x)

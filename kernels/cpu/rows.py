@@ -109,32 +109,8 @@ row_sum = _fold(_plus, 0.0, widen=True)
 
 
 @device
-def exp_row(x, p):
-    """p = e^(x - max x); returns max x and, in float64, Σ p."""
-    top = row_max(x)
-    for c in range(len(x)):
-        p[c] = exp(x[c] - top)
-    return top, row_sum(p)
-
-
-@device
-def scale_row(p, factor):
-    """p *= factor."""
-    for c in range(len(p)):
-        p[c] *= factor
-
-
-@device
-def softmax_row(x, p):
-    """p = softmax(x); returns max x and log Σ e^(x - max x)."""
-    top, total = exp_row(x, p)
-    scale_row(p, type(top)(1 / total))
-    return top, type(top)(math.log(total))
-
-
-@device
 def exp_rows(x, p, tops, sums):
-    """``exp_row`` of each row, bit for bit: tops (N,) = max x, and float64 sums (N,) = Σ p."""
+    """p = e^(x - max x) row after row; tops (N,) = max x, and float64 sums (N,) = Σ p."""
     for n in range(len(x)):
         row, shifted = x[n], p[n]
         top = row_max(row)
@@ -149,35 +125,35 @@ def exp_rows(x, p, tops, sums):
 
 
 @device
-def softmax_rows(x, p, tops, logs):
-    """``softmax_row`` of each row, bit for bit: tops (N,) = max x, and float64 logs (N,) = log Σ
-    e^(x - max x)."""
-    exp_rows(x, p, tops, logs)
-    for n in range(len(x)):
-        scale_row(p[n], x.dtype.type(1 / logs[n]))
-        logs[n] = math.log(logs[n])
-
-
-@device
-def log_softmax_rows(x, out, tops, sums):
-    """out = log softmax(x) row after row; tops (N,), float64 sums (N,) as in ``exp_rows``."""
-    exp_rows(x, out, tops, sums)
-    for n in range(len(x)):
-        row, result, top, log_total = x[n], out[n], tops[n], x.dtype.type(math.log(sums[n]))
-        for c in range(len(row)):
-            result[c] = row[c] - top - log_total
+def softmax_row(x, p):
+    """p = softmax(x); returns max x and log Σ e^(x - max x). The bits are those of ``exp_rows``."""
+    top = row_max(x)
+    for c in range(len(x)):
+        p[c] = exp(x[c] - top)
+    total = row_sum(p)
+    factor = type(top)(1 / total)
+    for c in range(len(x)):
+        p[c] *= factor
+    return top, type(top)(math.log(total))
 
 
 @jit("const(T[:, ::1]), T[:, ::1], boolean")
 def _softmax(x, out, logarithm):
-    step = max(1, SWEEP // x.shape[1])
+    T, step = x.dtype.type, max(1, SWEEP // x.shape[1])
     tops, sums = np.empty(step, x.dtype), np.empty(step)
     for start in range(0, len(x), step):
         part = slice(start, start + step)
-        if logarithm:
-            log_softmax_rows(x[part], out[part], tops, sums)
-        else:
-            softmax_rows(x[part], out[part], tops, sums)
+        exp_rows(x[part], out[part], tops, sums)
+        for n in range(start, min(start + step, len(x))):
+            row, y, top, total = x[n], out[n], tops[n - start], sums[n - start]
+            if logarithm:
+                log_total = T(math.log(total))
+                for c in range(len(row)):
+                    y[c] = row[c] - top - log_total
+            else:
+                factor = T(1 / total)
+                for c in range(len(row)):
+                    y[c] *= factor
 
 
 def softmax(x: np.ndarray, axis: int, out: np.ndarray | None = None) -> np.ndarray:

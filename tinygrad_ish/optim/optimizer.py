@@ -131,12 +131,10 @@ class Optimizer:
                 flat.written(f"{self._kind}.step")
         return loss
 
-    def _constants(self) -> list[dict[str, Any]]:
+    def _constants(self) -> list[Any]:
         """The settings that a recorded step cannot follow: all but the learning rate."""
-        left_out = ("params", "lr", "initial_lr")
-        return [
-            {k: v for k, v in group.items() if k not in left_out} for group in self.param_groups
-        ]
+        names = [name for name in self.defaults if name != "lr"]
+        return [group[name] for group in self.param_groups for name in names]
 
     def _update(
         self, k: Backend, flat: Flat, span: slice, clock: Clock, group: dict[str, Any]
