@@ -21,7 +21,7 @@ import numpy as np
 
 from . import machine, report
 from .children import Child, ChildError
-from .models import MODELS, Weights, batches, first_weights
+from .models import MODELS, Weights, first_weights, samples
 from .peers import Compiled, Eager, Peer, Torch
 
 MODEL = MODELS[0]
@@ -144,7 +144,7 @@ class Server:
 
     def __init__(self, name: str, threads: int) -> None:
         self.predict = CONTENDERS[name][0](first_weights(MODEL), threads)
-        self.rows = np.concatenate([x for x, _ in batches(MODEL)])
+        self.rows = np.concatenate(samples(MODEL)[0])
         self.at = 0
 
     def check(self, batch: int) -> float:

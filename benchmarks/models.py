@@ -1,8 +1,9 @@
 """What the training benchmarks train: networks, their data and their first weights.
 
-Every library gets the same numbers. The samples are points around one centre for each class, so
-near each other that no network tells all of them apart: the loss stays well above zero, and the
-clock measures learning, not denormal numbers.
+Every library gets the same numbers. The samples are points around one centre for each class. A
+third of the labels are drawn by chance, anew for every pass over the samples, so nothing can be
+learnt by heart: the loss stays well above zero, and the clock measures learning, not denormal
+numbers.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 SAMPLES = 8192
 OVERLAP = 3.0  # the distance between two centres, in standard deviations of the points
-WRONG = 0.1  # share of the labels that are drawn anew
+CHANCE = 0.3  # share of the labels that are drawn anew in each pass
+LABELLED = 2048  # batches with labels of their own, in four passes at least; then they repeat
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ MODELS = [
 ]
 
 Weights = list[tuple[np.ndarray, np.ndarray]]  # (outputs, inputs) and (outputs,) of each layer
-Batches = list[tuple[np.ndarray, np.ndarray]]  # float32 (batch, inputs) and int64 (batch,)
 
 
 def first_weights(model: Model) -> Weights:
@@ -86,13 +87,19 @@ def first_weights(model: Model) -> Weights:
     return [(w.astype(np.float32), b.astype(np.float32)) for w, b in draw]
 
 
-def batches(model: Model) -> Batches:
-    """The samples, cut into batches."""
+def samples(model: Model) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """A pass over the samples in batches, float32 (batch, inputs); and the labels that go with
+    them, int64 (batch,), for one pass after the other."""
     rng = np.random.default_rng(2)
     features, classes = model.sizes[0], model.sizes[-1]
     centres = rng.standard_normal((classes, features)) * OVERLAP / (2 * features) ** 0.5
-    y = rng.integers(0, classes, SAMPLES)
-    x = (centres[y] + rng.standard_normal((SAMPLES, features))).astype(np.float32)
-    y = np.where(rng.random(SAMPLES) < WRONG, rng.integers(0, classes, SAMPLES), y)
+    right = rng.integers(0, classes, SAMPLES)
+    x = (centres[right] + rng.standard_normal((SAMPLES, features))).astype(np.float32)
     starts = range(0, SAMPLES - model.batch + 1, model.batch)
-    return [(x[i : i + model.batch].copy(), y[i : i + model.batch].copy()) for i in starts]
+    passes = max(4, LABELLED // len(starts))
+    by_chance = rng.integers(0, classes, (passes, SAMPLES))
+    y = np.where(rng.random((passes, SAMPLES)) < CHANCE, by_chance, right)
+    return (
+        [x[i : i + model.batch].copy() for i in starts],
+        [labels[i : i + model.batch].copy() for labels in y for i in starts],
+    )

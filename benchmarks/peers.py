@@ -1,7 +1,7 @@
 """One training step in each library, as its user would write it. Read them side by side.
 
 A peer is made in a process of its own from a model, its first weights and an option, one of the
-settings that are tried. ``batch`` moves a batch into the library's types, before the clock starts;
+settings that are tried. ``put`` moves an array into the library's type, before the clock starts;
 ``step`` updates the parameters and gives the loss in the library's type, which ``value`` waits for
 and reads. ``environment`` is set before the library is imported.
 """
@@ -50,9 +50,9 @@ class Peer:
         patience = {"OPENBLAS_THREAD_TIMEOUT": "18"}  # 2¹⁸ cycles
         return {**dict.fromkeys(names, str(threads)), **patience}
 
-    def batch(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-        """A batch in the library's types."""
-        return x, y
+    def put(self, array: np.ndarray) -> Any:
+        """Samples, float32 (N, D), or labels, int64 (N,), in the library's type."""
+        return array
 
     def step(self, x: Any, y: Any) -> Any:
         """Update the parameters once; the loss before the update."""
@@ -89,8 +89,8 @@ class Eager(Peer):
                 self.model.parameters(), lr=model.lr, momentum=model.momentum
             )
 
-    def batch(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-        return self.tg.from_numpy(x), self.tg.from_numpy(y)
+    def put(self, array: np.ndarray) -> Any:
+        return self.tg.from_numpy(array)
 
     def step(self, x: Any, y: Any) -> Any:
         self.optimizer.zero_grad()
@@ -146,8 +146,8 @@ class Torch(Peer):
                 self.model.parameters(), lr=model.lr, momentum=model.momentum, **settings
             )
 
-    def batch(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-        return self.torch.from_numpy(x), self.torch.from_numpy(y)
+    def put(self, array: np.ndarray) -> Any:
+        return self.torch.from_numpy(array)
 
     def step(self, x: Any, y: Any) -> Any:
         self.optimizer.zero_grad()
@@ -252,8 +252,8 @@ class Jax(Peer):
             **single,
         }
 
-    def batch(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-        return self.jnp.array(x), self.jnp.array(y.astype(np.int32))
+    def put(self, array: np.ndarray) -> Any:
+        return self.jnp.array(array)  # int64 becomes int32
 
     def step(self, x: Any, y: Any) -> Any:
         self.parameters, self.state, loss = self.train(self.parameters, self.state, x, y)
@@ -277,7 +277,7 @@ class Tinygrad(Peer):
         from tinygrad.nn import optim
 
         self.Tensor = Tensor
-        parameters = [(self._tensor(w), self._tensor(b)) for w, b in weights]
+        parameters = [(self.put(w), self.put(b)) for w, b in weights]
         flat = [p for pair in parameters for p in pair]
         if model.optimizer == "adam":
             optimizer = optim.Adam(flat, lr=model.lr)
@@ -311,11 +311,9 @@ class Tinygrad(Peer):
         search = dict([option.split("=")]) if option else {}
         return {"DEV": "CPU", "NUM_CPU_THREADS": str(threads), "TRAINING": "1", **search}
 
-    def _tensor(self, x: np.ndarray) -> Any:
-        return self.Tensor(x).contiguous().realize()
-
-    def batch(self, x: np.ndarray, y: np.ndarray) -> tuple[Any, Any]:
-        return self._tensor(x), self._tensor(y.astype(np.int32))
+    def put(self, array: np.ndarray) -> Any:
+        narrow = array.astype(np.int32) if array.dtype == np.int64 else array
+        return self.Tensor(narrow).contiguous().realize()
 
     def value(self, loss: Any) -> float:
         return loss.item()

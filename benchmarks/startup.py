@@ -1,45 +1,197 @@
-"""What importing costs: ``python -m benchmarks.startup``.
+"""What starting costs: ``python -m benchmarks.startup``.
 
-Each library is imported in fresh processes, in turn; medians, and the ratio to NumPy's.
+Importing each library in fresh processes, in turn: medians, and the ratio to NumPy's. Then, for the
+peers of ``benchmarks.train_step``: seconds from starting Python to the end of the first training
+step of 784-128-10, with the library's cache of compiled code empty (cold) and filled (warm); the
+most memory held in the first steps; and the size of the library on disk with all that it requires.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-LIBRARIES = ("numpy", "tinygrad_ish", "numba", "torch")
+from . import machine, report
+from .models import MODELS, first_weights, samples
+from .peers import PEERS
+
+IMPORTS = (
+    "numpy", "tinygrad_ish", "numba", "torch", "jax", "tinygrad", "autograd", "onnxruntime",
+)  # fmt: skip
 ROUNDS = 11
 TIMER = "import time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t)"
+FIRST_STEP = "from benchmarks.startup import first_step; first_step({name!r}, {start!r})"
+CACHES = ("TINYGRAD_ISH_CACHE", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
+OURS = ("kernels", "serve", "tinygrad_ish")  # installed as links, so their sources are measured
 
 
-def seconds(library: str) -> float | None:
-    """The time that a fresh process takes to import a library; None if it is not installed."""
-    done = subprocess.run(
-        [sys.executable, "-c", TIMER.format(library)], capture_output=True, text=True, check=False
-    )
-    if done.returncode and "ModuleNotFoundError" in done.stderr:
-        return None
-    done.check_returncode()
-    return float(done.stdout)
+def seconds(library: str) -> float:
+    """The time that a fresh process takes to import a library."""
+    command = [sys.executable, "-c", TIMER.format(library)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
-def main() -> None:
-    """Print the table."""
+def imports(rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds to import each library that is installed."""
     times: dict[str, list[float]] = {}
-    for library in LIBRARIES:  # once unmeasured: bytecode is written, files are in memory
-        if seconds(library) is not None:
+    for library in IMPORTS:  # once unmeasured: bytecode is written, files are in memory
+        if importlib.util.find_spec(library):
+            seconds(library)
             times[library] = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for library, found in times.items():
-            found.append(seconds(library) or 0.0)
-    base = statistics.median(times["numpy"])
-    print(f"{'import':14}{'median':>10}{'best':>10}{'ratio to numpy':>17}")
-    for library, found in times.items():
-        median = statistics.median(found)
-        print(f"{library:14}{median * 1e3:8.1f}ms{min(found) * 1e3:8.1f}ms{median / base:17.2f}")
+            found.append(seconds(library))
+    return {library: {**machine.spread(t), "best": min(t)} for library, t in times.items()}
+
+
+def first_step(name: str, start: float) -> None:
+    """In a fresh process: take a step, print the seconds since ``start``, take some more, and
+    print the most memory held so far, in bytes."""
+    model = MODELS[0]
+    peer = PEERS[name](model, first_weights(model), PEERS[name].options[0])
+    inputs, labels = samples(model)
+    batches = [(peer.put(x), peer.put(y)) for x, y in zip(inputs[:10], labels[:10])]
+    peer.value(peer.step(*batches[0]))
+    passed = time.time() - start
+    for batch in batches[1:]:
+        peer.value(peer.step(*batch))
+    print(json.dumps({"seconds": passed, "memory": peak_memory()}))
+
+
+def peak_memory() -> int | None:
+    """The most memory that this process has held, in bytes; None where nobody counts it."""
+    try:
+        import resource
+    except ImportError:
+        return None  # Windows
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def step_in_process(name: str, cache: str) -> dict[str, float]:
+    """What ``first_step`` prints, with the caches of compiled code in this folder."""
+    peer = PEERS[name]
+    environment = {
+        **os.environ,
+        **peer.environment(machine.threads(), peer.options[0]),
+        **dict.fromkeys(CACHES, cache),
+    }
+    command = [sys.executable, "-c", FIRST_STEP.format(name=name, start=time.time())]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def starts(names: Sequence[str], rounds: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """Cold start, warm starts and memory of each peer; and why others do not take part."""
+    results: dict[str, Any] = {}
+    left_out: dict[str, str] = {}
+    for name in names:
+        reason = PEERS[name].why_missing()
+        if reason is None:
+            with tempfile.TemporaryDirectory() as cache:
+                try:
+                    cold = step_in_process(name, cache)["seconds"]
+                    warm = [step_in_process(name, cache) for _ in range(rounds)]
+                except RuntimeError as error:
+                    reason = str(error)
+        if reason is not None:
+            left_out[name] = reason
+            continue
+        results[name] = {
+            "cold": cold,
+            "warm": statistics.median(w["seconds"] for w in warm),
+            "memory": statistics.median(w["memory"] for w in warm),
+            "installed": installed_size(PEERS[name].module),
+        }
+    return results, left_out
+
+
+def installed_size(module: str) -> int:
+    """Bytes of the files of a distribution and of all that it requires."""
+    if module == "tinygrad_ish":
+        module = "tinygrad-ish"
+    found: dict[str, int] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        try:
+            distribution = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # required on other systems alone
+        found[name] = sum(_size(Path(str(file.locate()))) for file in distribution.files or ())
+        for line in distribution.requires or ():
+            required = re.match(r"[\w.-]+", line)
+            if required and "extra ==" not in line:
+                waiting.append(required.group())
+    if module == "tinygrad-ish":
+        root = Path(__file__).parent.parent
+        found[module] += sum(_size(path) for top in OURS for path in (root / top).rglob("*.py"))
+    return sum(found.values())
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="benchmarks.startup", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--peers", metavar="A,B", help=f"of {', '.join(PEERS)}")
+    add("--rounds", type=int, default=ROUNDS, help=f"imports of each library ({ROUNDS})")
+    add("--imports", action="store_true", help="importing alone")
+    add("--quick", action="store_true", help="2 imports, 1 warm start")
+    args = parser.parse_args(argv)
+    args.peers = args.peers.split(",") if args.peers else list(PEERS)
+    unknown = set(args.peers) - set(PEERS)
+    if unknown:
+        parser.error(f"--peers {unknown.pop()}: expected some of {', '.join(PEERS)}")
+    args.rounds = 2 if args.quick else args.rounds
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables."""
+    args = parse(argv)
+    facts = machine.describe()
+    report.heading(facts)
+    times = imports(args.rounds)
+    base = times["numpy"]["median"]
+    rows: list[list[Any]] = [
+        [library, 1e3 * t["median"], 1e3 * t["best"], f"{t['median'] / base:.2f}"]
+        for library, t in times.items()
+    ]
+    report.table(["import, ms", "median", "best", "/ numpy"], rows)
+    found, left_out = ({}, {}) if args.imports else starts(args.peers, 1 if args.quick else 3)
+    if found:
+        print()
+        rows = [
+            [name, r["cold"], r["warm"], r["memory"] / 2**20, r["installed"] / 2**20]
+            for name, r in found.items()
+        ]
+        heads = ["first step, s", "cold", "warm", "memory, MiB", "installed, MiB"]
+        report.table(heads, rows)
+    for name, reason in left_out.items():
+        print(f"{name}: left out: {reason}")
+    report.save("startup", {"machine": facts, "imports": times, "steps": found})
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -24,7 +24,7 @@ import numpy as np
 
 from . import machine, report
 from .children import Child, ChildError
-from .models import MODELS, Model, batches, first_weights
+from .models import MODELS, Model, first_weights, samples
 from .peers import OURS, PEERS, ByHand
 
 COMPARED = 20  # losses
@@ -38,7 +38,8 @@ class Trainer:
 
     def __init__(self, peer: str, model: Model, option: str) -> None:
         self.peer = PEERS[peer](model, first_weights(model), option)
-        self.batches = itertools.cycle([self.peer.batch(x, y) for x, y in batches(model)])
+        inputs, labels = (list(map(self.peer.put, arrays)) for arrays in samples(model))
+        self.batches = zip(itertools.cycle(inputs), itertools.cycle(labels))
 
     def losses(self, steps: int) -> list[float]:
         """The loss of each of the next steps."""
@@ -93,7 +94,7 @@ class Contender:
 def expected_losses(model: Model) -> list[float]:
     """The first losses in float64 NumPy."""
     peer = ByHand(model, first_weights(model), "", np.float64)
-    return [float(peer.step(*batch)) for batch in batches(model)[:COMPARED]]
+    return [float(peer.step(*batch)) for batch in itertools.islice(zip(*samples(model)), COMPARED)]
 
 
 def differ(found: list[float], expected: list[float]) -> str | None:

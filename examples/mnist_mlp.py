@@ -12,7 +12,7 @@ import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 try:
@@ -165,11 +165,28 @@ def compile_kernels(names: tuple[str, ...]) -> None:
 criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
 
 
+def make_step(
+    model: nn.Module, optimizer: optim.Optimizer, schedule: optim.lr_scheduler.LRScheduler
+) -> Callable[[tg.Tensor, tg.Tensor], tuple[tg.Tensor, tg.Tensor]]:
+    """A function that trains on a batch, and gives its loss and how many it got right."""
+
+    @tg.compile
+    def step(x: tg.Tensor, y: tg.Tensor) -> tuple[tg.Tensor, tg.Tensor]:
+        scores = model(x)
+        loss = criterion(scores, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        return loss, (scores.argmax(1) == y).sum()
+
+    return step
+
+
 def train_epoch(
     model: nn.Module,
-    optimizer: optim.Optimizer,
+    step: Callable[[tg.Tensor, tg.Tensor], tuple[tg.Tensor, tg.Tensor]],
     loader: DataLoader,
-    rates: Iterator[float],
     validation: Dataset,
     title: str,
 ) -> tuple[float, float, float, float]:
@@ -184,15 +201,9 @@ def train_epoch(
     )
     with bar:
         for x, y in loader:
-            x, y = x.to(device), y.to(device)
-            scores = model(x)
-            loss = criterion(scores, y)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.param_groups[0]["lr"] = next(rates)
-            optimizer.step()
+            loss, correct = step(x.to(device), y.to(device))
             total += loss.item() * len(y)
-            right += (scores.argmax(1) == y).sum().item()
+            right += correct.item()
             seen += len(y)
             if bar.update(len(y)):
                 bar.set_postfix_str(f"loss {total / seen:.3f}, accuracy {right / seen:.1%}", False)
@@ -228,7 +239,8 @@ def train(
         optimizer = optim.SGD(model.named_parameters(), lr=args.lr, momentum=0.9)
     loader = DataLoader(learn, args.batch_size, shuffle=True)
     steps = args.epochs * len(loader)
-    rates = (args.lr * (1 - step / steps) for step in range(steps))
+    falling = optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / steps)
+    step = make_step(model, optimizer, falling)
     curves: dict[str, list[float]] = {
         "training loss": [], "training accuracy": [],
         "validation loss": [], "validation accuracy": [],
@@ -236,7 +248,7 @@ def train(
     try:
         for epoch in range(args.epochs):
             title = f"epoch {epoch + 1:2}/{args.epochs}"
-            found = train_epoch(model, optimizer, loader, rates, validation, title)
+            found = train_epoch(model, step, loader, validation, title)
             for name, value in zip(curves, found, strict=True):
                 curves[name].append(value)
     except KeyboardInterrupt:

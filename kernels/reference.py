@@ -95,9 +95,9 @@ def check_out(
         )
     xp = namespace(out)
     for x in inputs:
-        if not hasattr(x, "shape") or (elementwise and _same(x, out)):
+        if (x is out and elementwise) or not hasattr(x, "shape") or not xp.may_share_memory(out, x):
             continue
-        if xp.may_share_memory(out, x) and xp.shares_memory(out, x):
+        if not (elementwise and _same(x, out)) and xp.shares_memory(out, x):
             raise ValueError("out overlaps an input; give an array with memory of its own")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils
 from numba.core.registry import cpu_target
+from numba.core.types.containers import UniTuple
 from numba.extending import intrinsic
 
 __all__ = [
@@ -144,7 +145,7 @@ def mantissa_and_exponent(typingctx: Any, x: Any) -> Any:
         e = builder.fsub(e, bits.rounder)
         return context.make_tuple(builder, signature.return_type, (m, e))
 
-    return types.UniTuple(x, 2)(x), generate
+    return UniTuple(x, 2)(x), generate
 
 
 @intrinsic

@@ -17,6 +17,7 @@ disk cache.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import pickle
@@ -241,10 +242,12 @@ def kernels_of(function: Callable[..., Any]) -> list[Kernel]:
     for caller in functions:
         for name in caller.__code__.co_names:
             value = caller.__globals__.get(name)
-            if isinstance(value, Kernel) and value not in found:
-                found.append(value)
-            elif isinstance(value, FunctionType) and value not in functions:
-                functions += [value] if value.__module__.startswith(f"{__package__}.") else []
+            parts = (value.func, *value.args) if isinstance(value, functools.partial) else (value,)
+            for part in parts:
+                if isinstance(part, Kernel) and part not in found:
+                    found.append(part)
+                elif isinstance(part, FunctionType) and part not in functions:
+                    functions += [part] if part.__module__.startswith(f"{__package__}.") else []
     return found
 
 

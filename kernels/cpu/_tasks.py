@@ -23,10 +23,12 @@ A task returns 0, or another number to stop the run: what it refuses is then rai
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from llvmlite import binding as ll
 from llvmlite import ir
 from numba import prange
 from numba.core import cgutils, types
@@ -123,6 +125,7 @@ WIDTH = 32
 FIRST = 2  # the slot of the first value
 STOPPED = 0  # the first counter: which call stopped the run, and the task's answer
 ANSWER_BITS = 40
+PATIENCE = 500  # rests, some microseconds, before a waiting thread makes way for others
 
 
 @intrinsic
@@ -167,12 +170,27 @@ def _rest(typingctx: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if IS_X86:
-            function_type = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def _make_way(typingctx: Any) -> Any:
+    """Let another thread have this core, if one is waiting for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        if ll.address_of_symbol("sched_yield") is not None:  # not on Windows
+            _call(builder, "sched_yield", ir.IntType(32))
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _call(builder: Any, name: str, result: Any) -> None:
+    function_type = ir.FunctionType(result, [])
+    builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
 
 
 @device
@@ -218,8 +236,14 @@ def _work(code, levels, counters):
                 counters[STOPPED] = stop
             _fetch_add(counters, done, 1)
             i = _fetch_add(counters, taken, 1)
+        waits = 0
         while _fetch_add(counters, done, 0) < total:
-            _rest()
+            # The thread that holds the last task may be without a core: it is given ours.
+            if waits < PATIENCE:
+                waits += 1
+                _rest()
+            else:
+                _make_way()
         if counters[STOPPED]:
             break
 
@@ -281,8 +305,14 @@ class Call:
         self.refuse(answer, self.arrays())
 
 
+_one_at_a_time = threading.Lock()  # Numba's workqueue layer aborts the process otherwise
+
+
 def _perform_on(threads: int, code: np.ndarray, levels: np.ndarray) -> int:
-    return _serial(code, levels) if threads == 1 else _parallel(code, levels, threads)
+    if threads == 1:
+        return _serial(code, levels)
+    with _one_at_a_time:
+        return _parallel(code, levels, threads)
 
 
 def _threads_for(calls: Iterable[Call]) -> int:

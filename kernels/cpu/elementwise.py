@@ -1,8 +1,9 @@
-"""Elementwise kernels. They run on one thread."""
+"""Elementwise kernels: tasks over chunks of contiguous arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,14 @@ import numpy as np
 from .. import reference
 from . import _math
 from ._arrays import compilable, deliver, destination
-from ._jit import Kernel, device, jit
+from ._jit import Task, device, task
+from ._tasks import Call, integer, run, vector
 
 __all__ = [
     "exp", "gelu", "gelu_backward", "log", "relu", "relu_backward", "sigmoid", "tanh",
 ]  # fmt: skip
+
+CHUNK = 8192  # elements in one task
 
 
 @device
@@ -29,137 +33,277 @@ def shut(v, y):
     return type(v)(0) if y <= 0 else v
 
 
-@jit("const(T[::1]), T[::1]")
-def _relu(x, out):
-    for i in range(len(out)):
-        out[i] = clamp(x[i])
-
-
-@jit("const(T[::1]), const(T[::1]), T[::1]")
-def _relu_backward(g, y, out):
-    for i in range(len(out)):
-        out[i] = shut(g[i], y[i])
-
-
-# The functions named …_part take contiguous arrays of one length: all of a kernel's, or a piece.
+# --- tasks: a chunk of contiguous arrays of one length ---------------------------------------
 
 
 @device
-def exp_part(x, out):
-    for i in range(len(out)):
-        out[i] = _math.exp(x[i])
+def _chunk(array, i):
+    return array[i * CHUNK : (i + 1) * CHUNK]
 
 
-@device
-def log_part(x, out):
-    for i in range(len(out)):
-        out[i] = _math.log(x[i])
+@task
+def _exp(args, i):
+    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    for k in range(len(out)):
+        out[k] = _math.exp(x[k])
+    return 0
 
 
-@device
-def tanh_part(x, out):
-    for i in range(len(out)):
-        out[i] = _math.tanh(x[i])
+@task
+def _log(args, i):
+    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    for k in range(len(out)):
+        out[k] = _math.log(x[k])
+    return 0
 
 
-@device
-def sigmoid_part(x, out):
-    for i in range(len(out)):
-        out[i] = _math.sigmoid(x[i])
+@task
+def _tanh(args, i):
+    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    for k in range(len(out)):
+        out[k] = _math.tanh(x[k])
+    return 0
 
 
-@device
-def gelu_part(x, by_tanh, out):
+@task
+def _sigmoid(args, i):
+    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    for k in range(len(out)):
+        out[k] = _math.sigmoid(x[k])
+    return 0
+
+
+@task
+def _relu(args, i):
+    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    for k in range(len(out)):
+        out[k] = clamp(x[k])
+    return 0
+
+
+@task
+def _relu_backward(args, i):
+    g, y, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i), _chunk(vector(args, 4), i)
+    for k in range(len(out)):
+        out[k] = shut(g[k], y[k])
+    return 0
+
+
+@task
+def _gelu(args, i):
+    x, out, by_tanh = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i), integer(args, 4)
     if by_tanh:
-        for i in range(len(out)):
-            out[i] = _math.gelu_tanh(x[i])
+        for k in range(len(out)):
+            out[k] = _math.gelu_tanh(x[k])
     else:
-        for i in range(len(out)):
-            out[i] = _math.gelu(x[i])
+        for k in range(len(out)):
+            out[k] = _math.gelu(x[k])
+    return 0
+
+
+@task
+def _gelu_backward(args, i):
+    g, x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i), _chunk(vector(args, 4), i)
+    if integer(args, 6):
+        for k in range(len(out)):
+            out[k] = g[k] * _math.gelu_tanh_slope(x[k])
+    else:
+        for k in range(len(out)):
+            out[k] = g[k] * _math.gelu_slope(x[k])
+    return 0
 
 
 @device
-def gelu_backward_part(g, x, by_tanh, out):
-    if by_tanh:
-        for i in range(len(out)):
-            out[i] = g[i] * _math.gelu_tanh_slope(x[i])
+def _operands(args, i):
+    """Chunks of a, b and out; a or b of one element is repeated."""
+    a, b = vector(args, 0), vector(args, 2)
+    one, two = len(a) == 1, len(b) == 1
+    return a if one else _chunk(a, i), b if two else _chunk(b, i), _chunk(vector(args, 4), i)
+
+
+@task
+def _add(args, i):
+    a, b, out = _operands(args, i)
+    if len(a) == len(b):
+        for k in range(len(out)):
+            out[k] = a[k] + b[k]
     else:
-        for i in range(len(out)):
-            out[i] = g[i] * _math.gelu_slope(x[i])
+        one, many = (a[0], b) if len(a) == 1 else (b[0], a)
+        for k in range(len(out)):
+            out[k] = many[k] + one
+    return 0
 
 
-@jit("const(T[::1]), T[::1]")
-def _exp(x, out):
-    exp_part(x, out)
+@task
+def _mul(args, i):
+    a, b, out = _operands(args, i)
+    if len(a) == len(b):
+        for k in range(len(out)):
+            out[k] = a[k] * b[k]
+    else:
+        one, many = (a[0], b) if len(a) == 1 else (b[0], a)
+        for k in range(len(out)):
+            out[k] = many[k] * one
+    return 0
 
 
-@jit("const(T[::1]), T[::1]")
-def _log(x, out):
-    log_part(x, out)
+@task
+def _sub(args, i):
+    a, b, out = _operands(args, i)
+    if len(a) == len(b):
+        for k in range(len(out)):
+            out[k] = a[k] - b[k]
+    elif len(a) == 1:
+        one = a[0]
+        for k in range(len(out)):
+            out[k] = one - b[k]
+    else:
+        one = b[0]
+        for k in range(len(out)):
+            out[k] = a[k] - one
+    return 0
 
 
-@jit("const(T[::1]), T[::1]")
-def _tanh(x, out):
-    tanh_part(x, out)
+@task
+def _div(args, i):
+    a, b, out = _operands(args, i)
+    if len(a) == len(b):
+        for k in range(len(out)):
+            out[k] = a[k] / b[k]
+    elif len(a) == 1:
+        one = a[0]
+        for k in range(len(out)):
+            out[k] = one / b[k]
+    else:
+        one = b[0]
+        for k in range(len(out)):
+            out[k] = a[k] / one
+    return 0
 
 
-@jit("const(T[::1]), T[::1]")
-def _sigmoid(x, out):
-    sigmoid_part(x, out)
+@task
+def _copy(args, i):
+    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    for k in range(len(out)):
+        out[k] = x[k]
+    return 0
 
 
-@jit("const(T[::1]), boolean, T[::1]")
-def _gelu(x, by_tanh, out):
-    gelu_part(x, by_tanh, out)
+# --- calls ------------------------------------------------------------------------------------
 
 
-@jit("const(T[::1]), const(T[::1]), boolean, T[::1]")
-def _gelu_backward(g, x, by_tanh, out):
-    gelu_backward_part(g, x, by_tanh, out)
+def chunked(kind: Task, cost: float, inputs: tuple[Any, ...], out: Any, *numbers: Any) -> Call:
+    """A call of an elementwise task; ``cost`` is in nanoseconds for an element."""
+    values = [part for x in (*inputs, out) for part in (x, x.size)]
+    count = -(-out.size // CHUNK)
+    return Call(kind, out.dtype, count, (*values, *numbers), (out,), cost * out.size)
 
 
-def _unary(
-    kernel: Kernel, otherwise: Callable[..., Any], x: np.ndarray, out: np.ndarray | None
+def _alike(out: np.ndarray, *inputs: np.ndarray) -> bool:
+    """Whether compiled tasks take these arrays as they lie."""
+    arrays = (out, *inputs)
+    return compilable(*arrays) and all(
+        x.shape == out.shape and x.flags.c_contiguous for x in arrays
+    )
+
+
+def _unary_calls(kind: Task, cost: float, x: np.ndarray, out: np.ndarray) -> list[Call] | None:
+    return [chunked(kind, cost, (x,), out)] if _alike(out, x) else None
+
+
+def _binary_calls(kind: Task, a: Any, b: Any, out: np.ndarray) -> list[Call] | None:
+    """a and b have out's shape, or one element, or one is a number."""
+    operands = [x if hasattr(x, "shape") else np.array([x], out.dtype) for x in (a, b)]
+    if not all((x.size == 1 and x.dtype == out.dtype) or _alike(out, x) for x in operands):
+        return None
+    fits = (
+        compilable(out)
+        and out.size
+        and any(x.shape == out.shape for x in (a, b) if hasattr(x, "shape"))
+    )
+    return [chunked(kind, 0.1, tuple(operands), out)] if fits else None
+
+
+exp_calls = partial(_unary_calls, _exp, 0.4)
+log_calls = partial(_unary_calls, _log, 0.5)
+tanh_calls = partial(_unary_calls, _tanh, 0.5)
+sigmoid_calls = partial(_unary_calls, _sigmoid, 0.5)
+relu_calls = partial(_unary_calls, _relu, 0.1)
+copy_calls = partial(_unary_calls, _copy, 0.1)
+add_calls = partial(_binary_calls, _add)
+sub_calls = partial(_binary_calls, _sub)
+mul_calls = partial(_binary_calls, _mul)
+div_calls = partial(_binary_calls, _div)
+
+
+def relu_backward_calls(g: np.ndarray, y: np.ndarray, out: np.ndarray) -> list[Call] | None:
+    """``relu_backward`` as calls, or None if compiled tasks do not take these arrays."""
+    return [chunked(_relu_backward, 0.1, (g, y), out)] if _alike(out, g, y) else None
+
+
+def gelu_calls(x: np.ndarray, approximate: str, out: np.ndarray) -> list[Call] | None:
+    """``gelu`` as calls, or None if compiled tasks do not take these arrays."""
+    known = approximate in ("none", "tanh") and _alike(out, x)
+    return [chunked(_gelu, 1.0, (x,), out, approximate == "tanh")] if known else None
+
+
+def gelu_backward_calls(
+    g: np.ndarray, x: np.ndarray, approximate: str, out: np.ndarray
+) -> list[Call] | None:
+    """``gelu_backward`` as calls, or None if compiled tasks do not take these arrays."""
+    known = approximate in ("none", "tanh") and _alike(out, g, x)
+    return [chunked(_gelu_backward, 1.0, (g, x), out, approximate == "tanh")] if known else None
+
+
+# --- kernels ----------------------------------------------------------------------------------
+
+
+def _elementwise(
+    calls: Callable[..., list[Call] | None],
+    otherwise: Callable[..., np.ndarray],
+    arrays: tuple[np.ndarray, ...],
+    out: np.ndarray | None,
+    *constants: Any,
 ) -> np.ndarray:
-    if not compilable(x):
-        return otherwise(x, out)
-    y = destination(out, x.shape, x.dtype, x, elementwise=True)
-    kernel(x.ravel(), y.reshape(-1))
+    """Run the calls for contiguous forms of these arrays, or the reference where there are none."""
+    if not compilable(*arrays) or any(x.shape != arrays[0].shape for x in arrays):
+        return otherwise(*arrays, *constants, out)
+    y = destination(out, arrays[0].shape, arrays[0].dtype, *arrays, elementwise=True)
+    made = calls(*[np.ascontiguousarray(x).reshape(x.shape) for x in arrays], *constants, y)
+    if made is None:
+        return otherwise(*arrays, *constants, out)
+    run(*made)
     return deliver(y, out)
 
 
 def exp(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """eˣ."""
-    return _unary(_exp, reference.exp, x, out)
+    return _elementwise(exp_calls, reference.exp, (x,), out)
 
 
 def log(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """The natural logarithm; -inf at 0, NaN below."""
-    return _unary(_log, reference.log, x, out)
+    return _elementwise(log_calls, reference.log, (x,), out)
 
 
 def tanh(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """The hyperbolic tangent."""
-    return _unary(_tanh, reference.tanh, x, out)
+    return _elementwise(tanh_calls, reference.tanh, (x,), out)
 
 
 def sigmoid(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """1 / (1 + e⁻ˣ)."""
-    return _unary(_sigmoid, reference.sigmoid, x, out)
+    return _elementwise(sigmoid_calls, reference.sigmoid, (x,), out)
 
 
 def relu(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """max(x, 0); NaN stays NaN."""
-    return _unary(_relu, reference.relu, x, out)
+    return _elementwise(relu_calls, reference.relu, (x,), out)
 
 
 def relu_backward(g: np.ndarray, y: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """0 where y <= 0, else g; y is relu's output (its input serves as well). At 0: 0; at NaN: g."""
-    if not compilable(g, y) or g.shape != y.shape:
-        return reference.relu_backward(g, y, out)
-    dx = destination(out, g.shape, g.dtype, g, y, elementwise=True)
-    _relu_backward(g.ravel(), y.ravel(), dx.reshape(-1))
-    return deliver(dx, out)
+    return _elementwise(relu_backward_calls, reference.relu_backward, (g, y), out)
 
 
 def gelu(x: np.ndarray, approximate: str = "none", out: np.ndarray | None = None) -> np.ndarray:
@@ -167,20 +311,11 @@ def gelu(x: np.ndarray, approximate: str = "none", out: np.ndarray | None = None
 
     For ``approximate`` "tanh": x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
     """
-    if not compilable(x) or approximate not in ("none", "tanh"):
-        return reference.gelu(x, approximate, out)
-    y = destination(out, x.shape, x.dtype, x, elementwise=True)
-    _gelu(x.ravel(), approximate == "tanh", y.reshape(-1))
-    return deliver(y, out)
+    return _elementwise(gelu_calls, reference.gelu, (x,), out, approximate)
 
 
 def gelu_backward(
     g: np.ndarray, x: np.ndarray, approximate: str = "none", out: np.ndarray | None = None
 ) -> np.ndarray:
     """g · (Φ(x) + x e^(-x²/2)/√(2π)); the derivative of the other form for "tanh"."""
-    compiled = compilable(g, x) and g.shape == x.shape and approximate in ("none", "tanh")
-    if not compiled:
-        return reference.gelu_backward(g, x, approximate, out)
-    dx = destination(out, g.shape, g.dtype, g, x, elementwise=True)
-    _gelu_backward(g.ravel(), x.ravel(), approximate == "tanh", dx.reshape(-1))
-    return deliver(dx, out)
+    return _elementwise(gelu_backward_calls, reference.gelu_backward, (g, x), out, approximate)

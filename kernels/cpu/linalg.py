@@ -9,13 +9,12 @@ from ..reference import check_linear, check_linear_backward
 from ._arrays import compilable, deliver, destination
 from ._jit import task
 from ._tasks import Call, rows, run, vector
-from .elementwise import relu_backward, shut
+from .elementwise import relu_backward, relu_backward_calls
 from .gemm import product, takes
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
 COLUMNS = 64  # that one task sums
-CHUNK = 8192  # elements that one task gates
 
 
 @task
@@ -29,27 +28,6 @@ def _sum_rows(args, i):
         for k in range(len(out)):
             out[k] += row[k]
     return 0
-
-
-@task
-def _gate_chunk(args, i):
-    part = slice(i * CHUNK, (i + 1) * CHUNK)
-    g, y, out = vector(args, 0)[part], vector(args, 2)[part], vector(args, 4)[part]
-    for k in range(len(out)):
-        out[k] = shut(g[k], y[k])
-    return 0
-
-
-def gate_call(g: np.ndarray, y: np.ndarray, out: np.ndarray) -> Call:
-    """out = g where y > 0, else 0, as a call."""
-    return Call(
-        _gate_chunk,
-        g.dtype,
-        -(-g.size // CHUNK),
-        (g, g.size, y, y.size, out, out.size),
-        writes=(out,),
-        nanoseconds=0.1 * g.size,
-    )
 
 
 def sum_rows(g: np.ndarray, out: np.ndarray) -> Call:
@@ -163,9 +141,9 @@ def linear_backward_calls(
         return None
     (dx, dw, db), calls = out, []
     if y is not None and activation == "relu":
-        gated = np.empty_like(g)
-        calls.append(gate_call(g, y, gated))
-        g = gated
+        masked = np.empty_like(g)
+        calls += relu_backward_calls(g, y, masked) or []
+        g = masked
     if needs[1]:
         calls.append(product(g.T, x, dw))
     if needs[0]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import elementwise
 from ._tasks import Call, Plan
 from .linalg import linear_backward_calls, linear_calls
 from .losses import mse_loss_calls, softmax_cross_entropy_calls
@@ -17,6 +18,19 @@ __all__: list[str] = []
 # Each gives the calls of a kernel on these very arrays, or None where its Python function is to
 # answer, for the sake of a copy or of a dtype that is not compiled.
 CALLS: dict[str, Callable[..., list[Call] | None]] = {
+    "add": elementwise.add_calls,
+    "sub": elementwise.sub_calls,
+    "mul": elementwise.mul_calls,
+    "div": elementwise.div_calls,
+    "copy": elementwise.copy_calls,
+    "exp": elementwise.exp_calls,
+    "log": elementwise.log_calls,
+    "tanh": elementwise.tanh_calls,
+    "sigmoid": elementwise.sigmoid_calls,
+    "relu": elementwise.relu_calls,
+    "relu_backward": elementwise.relu_backward_calls,
+    "gelu": elementwise.gelu_calls,
+    "gelu_backward": elementwise.gelu_backward_calls,
     "linear": linear_calls,
     "linear_backward": linear_backward_calls,
     "softmax_cross_entropy": softmax_cross_entropy_calls,
