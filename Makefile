@@ -11,7 +11,7 @@ ARGS   =
 BIN    = $(VENV)/bin
 DEV    = $(VENV)/.with-$(EXTRAS)
 
-.PHONY: help venv mnist test test-gpu lint format types wheel-check check clean
+.PHONY: help venv mnist bench test test-gpu lint format types wheel-check check clean
 .NOTPARALLEL:  # two pips in one environment would break it
 .DEFAULT_GOAL := help
 
@@ -20,6 +20,9 @@ help:          ## this list
 
 mnist: $(VENV)/.with-examples  ## train on handwritten digits (ARGS="--help" lists the options)
 	@$(BIN)/python examples/mnist_mlp.py $(ARGS)
+
+bench: $(VENV)/.with-bench  ## all benchmarks against PyTorch, JAX and others; ten minutes (ARGS="--quick": less)
+	@for name in train_step kernels inference startup scaling; do echo; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit; done
 
 venv: $(DEV)   ## make .venv with what development needs
 

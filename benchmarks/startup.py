@@ -23,8 +23,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from . import machine, report
-from .models import MODELS, first_weights, samples
+from .models import MODELS, first_weights
 from .peers import PEERS
 
 IMPORTS = (
@@ -61,8 +63,14 @@ def first_step(name: str, start: float) -> None:
     print the most memory held so far, in bytes."""
     model = MODELS[0]
     peer = PEERS[name](model, first_weights(model), PEERS[name].options[0])
-    inputs, labels = samples(model)
-    batches = [(peer.put(x), peer.put(y)) for x, y in zip(inputs[:10], labels[:10])]
+    rng = np.random.default_rng(0)
+    batches = [
+        (
+            peer.put(rng.standard_normal((model.batch, model.sizes[0]), np.float32)),
+            peer.put(rng.integers(0, model.sizes[-1], model.batch)),
+        )
+        for _ in range(10)
+    ]
     peer.value(peer.step(*batches[0]))
     passed = time.time() - start
     for batch in batches[1:]:

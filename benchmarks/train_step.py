@@ -184,8 +184,10 @@ def run(model: Model, options: dict[str, Sequence[str]], rounds: int) -> dict[st
 def roofline(model: Model) -> dict[str, float]:
     """The time in µs that no step can beat here: the products at the peak of multiply-adds, then
     parameters and optimizer state once in and out at the speed of a copy of that size."""
+    from . import limits  # here, so that Numba is not in the contenders' processes
+
     moved = model.optimizer_bytes()
-    peak, bandwidth = machine.peak(), machine.bandwidth(moved)
+    peak, bandwidth = limits.peak(), limits.bandwidth(moved)
     flops_us, bytes_us = model.flops() / peak / 1e3, moved / bandwidth / 1e3
     return {
         "gflops": peak,

@@ -17,7 +17,12 @@ def compilable(*arrays: np.ndarray) -> bool:
     The reference serves the others.
     """
     dtype = arrays[0].dtype
-    return dtype in _FLOATS and all(x.dtype == dtype and x.flags.aligned for x in arrays)
+    if dtype != _FLOATS[0] and dtype != _FLOATS[1]:
+        return False
+    for x in arrays:  # noqa: SIM110 (all(…) takes a microsecond more)
+        if x.dtype != dtype or not x.flags.aligned:
+            return False
+    return True
 
 
 def destination(

@@ -89,13 +89,14 @@ class Kernel:
         self.signature = signature
         self.parallel = parallel
         self.compiled: dict[np.dtype, Any] = {}
+        self._by_number: dict[int, Any] = {}  # the same by dtype.num, which is hashed faster
 
         self.typed = re.search(r"\bT\b", signature) is not None
 
     def __call__(self, first: np.ndarray, *rest: Any) -> Any:
-        dispatcher = self.compiled.get(first.dtype)
+        dispatcher = self._by_number.get(first.dtype.num)
         if dispatcher is None:
-            dispatcher = self.compile(first.dtype)
+            dispatcher = self._by_number[first.dtype.num] = self.compile(first.dtype)
         return dispatcher(first, *rest)
 
     def compile(self, dtype: np.dtype) -> Any:

@@ -292,7 +292,7 @@ class Call:
 
     def pack(self) -> bytes:
         """The call in slots."""
-        values = [address(v) if isinstance(v, np.ndarray) else v for v in self.values]
+        values = [address(v) if v.__class__ is np.ndarray else v for v in self.values]
         return self.task.slots(values).pack(self.task.address(self.dtype), self.count, *values)
 
     def arrays(self) -> list[np.ndarray]:
@@ -316,7 +316,10 @@ def _perform_on(threads: int, code: np.ndarray, levels: np.ndarray) -> int:
 
 
 def _threads_for(calls: Iterable[Call]) -> int:
-    parallel = sum([call.nanoseconds for call in calls if call.count > 1])
+    parallel = 0.0
+    for call in calls:
+        if call.count > 1:
+            parallel += call.nanoseconds
     return _threads.get_num_threads() if parallel >= LEAST_NANOSECONDS else 1
 
 
@@ -356,7 +359,7 @@ class Plan:
             for k, value in enumerate(call.values)
             if isinstance(value, np.ndarray) and np.may_share_memory(value, x)
         ]
-        code, bound, find = self._code, [x, x], finder(x.dtype, x.ndim)
+        code, bound, find = self._code, [x, x], finder(x)
         self._bound.append(bound)
 
         def bind(array: np.ndarray) -> None:
@@ -440,19 +443,22 @@ def _address_of_integers(x):
 
 
 _FINDERS = {
-    **{
-        (dtype, ndim): kernel
-        for dtype in DTYPES
-        for ndim, kernel in ((1, _address_1), (2, _address_2))
-    },
-    (np.dtype(np.int64), 1): _address_of_integers,
+    (_address_1, 1): DTYPES,
+    (_address_2, 2): DTYPES,
+    (_address_of_integers, 1): (np.dtype(np.int64),),
 }
+_finders: dict[tuple[int, int], Callable[[np.ndarray], int]] = {}  # by dtype.num and ndim
 
 
-def finder(dtype: np.dtype, ndim: int) -> Callable[[np.ndarray], int]:
-    """A function that tells where the first element of such arrays lies."""
-    kernel = _FINDERS.get((dtype, ndim))
-    return _data if kernel is None else kernel.compile(dtype)
+def finder(x: np.ndarray) -> Callable[[np.ndarray], int]:
+    """A function that tells where the first element of arrays like x lies."""
+    key = x.dtype.num, x.ndim
+    if key not in _finders:
+        found = [
+            k for (k, ndim), dtypes in _FINDERS.items() if ndim == x.ndim and x.dtype in dtypes
+        ]
+        _finders[key] = found[0].compile(x.dtype) if found else _data
+    return _finders[key]
 
 
 def _data(x: np.ndarray) -> int:
@@ -461,4 +467,5 @@ def _data(x: np.ndarray) -> int:
 
 def address(x: np.ndarray) -> int:
     """Where the first element of x lies."""
-    return _FINDERS.get((x.dtype, x.ndim), _data)(x)
+    find = _finders.get((x.dtype.num, x.ndim))
+    return finder(x)(x) if find is None else find(x)

@@ -10,7 +10,7 @@ from ._arrays import compilable, deliver, destination
 from ._jit import task
 from ._tasks import Call, rows, run, vector
 from .elementwise import relu_backward, relu_backward_calls
-from .gemm import product, takes
+from .gemm import product
 
 __all__ = ["linear", "linear_backward", "matmul"]
 
@@ -50,7 +50,7 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     if not plain or not compilable(a, b):
         return reference.matmul(a, b, out)
     y = destination(out, (a.shape[0], b.shape[1]), a.dtype, a, b)
-    run(product(a, b if takes(b) else b.copy(), y))
+    run(product(a, b, y))
     return deliver(y, out)
 
 
@@ -68,7 +68,7 @@ def linear(
     check_linear(x, w, b, activation)
     y = destination(out, (x.shape[0], w.shape[0]), x.dtype, *inputs)
     bias = None if b is None else np.ascontiguousarray(b)
-    run(product(x, w.T if takes(w) else w.T.copy(), y, bias, activation))
+    run(product(x, w.T, y, bias, activation))
     return deliver(y, out)
 
 
@@ -81,7 +81,7 @@ def linear_calls(
 ) -> list[Call] | None:
     """``linear`` as calls, or None if it is not for compiled kernels on these arrays."""
     inputs = (x, w) if b is None else (x, w, b)
-    direct = takes(w) and (b is None or b.flags.c_contiguous) and out.flags.carray
+    direct = (b is None or b.flags.c_contiguous) and out.flags.carray
     return [product(x, w.T, out, b, activation)] if direct and compilable(*inputs) else None
 
 
@@ -107,11 +107,11 @@ def linear_backward(
     dx = dw = db = None
     if needs[0]:
         dx = destination(out[0], x.shape, x.dtype, *inputs)
-        run(product(g, w if takes(w) else w.copy(), dx))
+        run(product(g, w, dx))
         dx = deliver(dx, out[0])
     if needs[1]:
         dw = destination(out[1], w.shape, x.dtype, *inputs)
-        run(product(g.T, x if takes(x) else x.copy(), dw))
+        run(product(g.T, x, dw))
         dw = deliver(dw, out[1])
     if needs[2]:
         db = destination(out[2], (w.shape[0],), x.dtype, *inputs)
@@ -135,8 +135,7 @@ def linear_backward_calls(
     dx is 0 where ``gate``, the output of a ReLU below, is not positive.
     """
     inputs = [a for a in (g, x, w, y, *out) if a is not None]
-    direct = g.flags.c_contiguous and takes(w) and takes(x)
-    direct = direct and all(o is None or o.flags.carray for o in (*out, y))
+    direct = g.flags.c_contiguous and all(o is None or o.flags.carray for o in (*out, y))
     if not direct or not compilable(*inputs):
         return None
     (dx, dw, db), calls = out, []
