@@ -1,4 +1,4 @@
-"""How results are shown and kept: a table on the screen, JSON and a picture in runs/benchmarks."""
+"""How results are shown and kept: tables in Markdown, and JSON and pictures in runs/benchmarks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ FOLDER = Path("runs/benchmarks")
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows under their heads: the first column to the left, the others to the right."""
+    """Print rows under their heads in Markdown: the first column to the left, the others to the
+    right."""
     cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:])])
     for row in cells:
         first, rest = row[0].ljust(widths[0]), [c.rjust(w) for c, w in zip(row[1:], widths[1:])]
-        print("  ".join([first, *rest]).rstrip())
+        print(f"| {' | '.join([first, *rest])} |")
 
 
 def _cell(value: Any) -> str:

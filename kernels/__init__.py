@@ -168,8 +168,7 @@ def set_num_threads(threads: int) -> None:
     """Let kernels on the CPU, and NumPy's BLAS, use at most this many threads. No result of
     the Numba backend depends on it.
 
-    Raises ValueError for a number outside 1 … the CPU's cores (NUMBA_NUM_THREADS), and for more
-    than 1 in a process that was forked after its parent's threads had started. NumPy's BLAS
+    Raises ValueError for a number outside 1 … the CPU's cores (NUMBA_NUM_THREADS). NumPy's BLAS
     follows where threadpoolctl is installed.
     """
     _threads().set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import tinygrad_ish as tg
 from tinygrad_ish import datasets, kernels
 from tinygrad_ish.kernels import Backend, cpu, reference
+from tinygrad_ish.kernels.cpu import _tasks
 from tinygrad_ish.kernels.cpu._jit import kernels_of
 
 ROOT = Path(__file__).parent.parent
@@ -36,6 +38,7 @@ class Spy(Backend):
         if name not in reference.__all__:
             return found
 
+        @functools.wraps(found)
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.calls[name, found.__module__] += 1
             return found(*args, **kwargs)
@@ -58,13 +61,25 @@ def test_the_main_job_runs_in_numba(
     monkeypatch.setitem(kernels.BACKENDS, "numba", spy)
     for name in IN_NUMBA:  # a kernel that falls back to the reference would fail here
         monkeypatch.setattr(reference, name, lambda *a, name=name, **k: pytest.fail(name))
+    native: list[list[str]] = []  # the tasks of each replayed step
+    run = _tasks.Plan.run
+
+    def counted(plan: Any) -> None:
+        native.append([call.task.name for call in plan.calls])
+        run(plan)
+
+    monkeypatch.setattr(_tasks.Plan, "run", counted)
     run_here(monkeypatch, tmp_path, "--epochs", "1", "--hidden", "16")
-    steps = -(-7204 // 64)
+    steps, recorded = -(-7204 // 64), 2  # a whole batch, and the smaller one at the end
     in_numba = {name: n for (name, home), n in spy.calls.items() if ".kernels.cpu." in home}
-    assert in_numba["linear_backward"] == 2 * steps
-    assert in_numba["adam_step"] == steps
-    assert in_numba["softmax_cross_entropy"] > steps
-    assert in_numba["linear"] > 2 * steps
+    assert in_numba["linear_backward"] == 2 * recorded
+    assert in_numba["adam_step"] == recorded
+    assert in_numba["softmax_cross_entropy"] > recorded
+    assert in_numba["linear"] > 2 * recorded
+    assert len(native) == steps - recorded
+    for tasks in native:
+        assert tasks.count("gemm._product") == 5
+        assert {"losses._cross_entropy_rows", "optimizers._adam_chunk"} <= set(tasks)
     for name in IN_NUMBA:
         compiled = kernels_of(getattr(cpu, name))
         assert any(np.dtype("float32") in k.compiled for k in compiled), f"{name} ran no kernel"

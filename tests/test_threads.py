@@ -69,71 +69,80 @@ def test_training_is_the_same_for_any_number_of_threads(compiled: bool) -> None:
             np.testing.assert_array_equal(a, b)
 
 
-FROM_THREADS = """
-import threading
+def in_a_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LINEAR = """
+import os, threading, time
 import numpy as np
 import tinygrad_ish as tg
 rng = np.random.default_rng(0)
 x, w = rng.normal(size=(2, 256, 256)).astype("f4")
 k = tg.get_default_backend()
 expected = k.linear(x, w)
-wrong = []
+def same():
+    return bool((k.linear(x, w) == expected).all())
+"""
+
+
+def test_kernels_from_several_threads_of_python() -> None:
+    out = in_a_process(
+        LINEAR
+        + """
+right = []
 def work():
-    for _ in range(100):
-        if not (k.linear(x, w) == expected).all():
-            wrong.append(1)
+    right.extend(same() for _ in range(100))
 threads = [threading.Thread(target=work) for _ in range(4)]
 [t.start() for t in threads]
 [t.join() for t in threads]
-print("wrong", len(wrong))
+print(len(right), all(right))
 """
-
-
-@pytest.mark.parametrize("layer", ["workqueue", "omp", "tbb"])
-def test_kernels_from_several_threads(layer: str) -> None:
-    """Numba's workqueue aborts the process where two threads are in parallel kernels at once."""
-    done = subprocess.run(
-        [sys.executable, "-c", FROM_THREADS],
-        env={**os.environ, "NUMBA_THREADING_LAYER": layer},
-        capture_output=True,
-        text=True,
-        check=False,
     )
-    if "No threading layer could be loaded" in done.stderr:
-        pytest.skip(f"Numba's threading layer {layer} is not installed here")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "wrong 0\n"
+    assert out == "400 True\n"
 
 
-AFTER_FORK = """
-import os
-import numpy as np
-import tinygrad_ish as tg
-rng = np.random.default_rng(0)
-x, w = rng.normal(size=(2, 256, 256)).astype("f4")
-k = tg.get_default_backend()
-expected = k.linear(x, w)
-if os.fork() == 0:
-    same = (k.linear(x, w) == expected).all()
-    try:
-        tg.set_num_threads(2)
-    except ValueError as error:
-        print("child", same, tg.get_num_threads(), str(error)[:60], flush=True)
-    os._exit(0)
-_, status = os.wait()
-print("parent", (k.linear(x, w) == expected).all(), status)
+def test_helpers_that_slept_come_back() -> None:
+    out = in_a_process(
+        LINEAR
+        + """
+from tinygrad_ish.kernels.cpu._threads import crew
+tg.set_num_threads(crew.most)
+right = []
+for _ in range(5):
+    right.append(same())
+    time.sleep(0.02)
+    right.append(all(helper.asleep for helper in crew._helpers))
+print(all(right), len(crew._helpers) == crew.most - 1)
 """
+    )
+    assert out == "True True\n"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_forked_process_computes_on_one_thread() -> None:
-    """libgomp aborts where a forked process enters a parallel region of its parent's threads."""
-    if MOST == 1:
-        pytest.skip("this machine has one core")
-    done = subprocess.run(
-        [sys.executable, "-c", AFTER_FORK], capture_output=True, text=True, check=False
+def test_a_forked_process_has_helpers_of_its_own() -> None:
+    out = in_a_process(
+        LINEAR
+        + """
+if os.fork() == 0:
+    tg.set_num_threads(tg.get_num_threads())
+    print("child", all(same() for _ in range(50)), flush=True)
+    os._exit(0)
+_, status = os.wait()
+print("parent", same(), status)
+"""
     )
-    assert done.stdout.splitlines() == [
-        "child True 1 set_num_threads: this process was forked from one whose thre",
-        "parent True 0",
-    ], done.stderr
+    assert out == "child True\nparent True 0\n"
+
+
+def test_another_job_while_one_runs_is_done_without_helpers() -> None:
+    from tinygrad_ish.kernels.cpu._threads import crew
+
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(2, 300, 300)).astype(np.float32)
+    k = tg.get_default_backend()
+    expected = k.linear(x, w)
+    with crew.lock:
+        np.testing.assert_array_equal(k.linear(x, w), expected)

@@ -130,7 +130,7 @@ class Recorder:
         """Run a kernel, and note the call."""
         result = function(*args, **kwargs)
         if name not in self._signatures:
-            self._signatures[name] = inspect.signature(getattr(reference, name))
+            self._signatures[name] = inspect.signature(function)
         bound = self._signatures[name].bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {k: v for k, v in bound.arguments.items() if k != "out"}

@@ -28,7 +28,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ClassVar
+from typing import Any
 
 import llvmlite
 import numba
@@ -38,7 +38,6 @@ from numba.core.compiler import CompileResult
 from numba.core.registry import CPUDispatcher, cpu_target
 from numba.core.serialize import dumps
 
-from . import _threads
 from ._cache import CacheInfo, DiskCache
 
 FLAGS = {
@@ -46,9 +45,6 @@ FLAGS = {
     "error_model": "numpy",  # the default checks each division, which stops vectorization
     "fastmath": False,  # it reorders sums and deletes NaN checks
     "boundscheck": False,
-    # Kernels hold the GIL: Numba's workqueue threading layer aborts the process when two threads
-    # enter parallel kernels at once.
-    "nogil": False,
     "no_cfunc_wrapper": True,  # nobody calls a kernel from C
 }
 DTYPES = {np.dtype(np.float32): types.float32, np.dtype(np.float64): types.float64}
@@ -61,9 +57,9 @@ def device(function: Callable[..., Any]) -> Any:
     return CPUDispatcher(function, targetoptions={**FLAGS, "no_cpython_wrapper": True})
 
 
-def jit(signature: str, parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
-    """A kernel for T = float32 and T = float64; ``parallel`` compiles its prange to threads."""
-    return lambda function: Kernel(function, signature, parallel)
+def jit(signature: str, nogil: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+    """A kernel for T = float32 and T = float64; with ``nogil`` other Python threads run beside."""
+    return lambda function: Kernel(function, signature, {"nogil": nogil})
 
 
 def task(function: Callable[..., Any]) -> Task:
@@ -79,15 +75,13 @@ class Kernel:
     that may be written to, where the signature says const).
     """
 
-    options: ClassVar[dict[str, bool]] = {}
-
     def __init__(
-        self, function: Callable[..., Any], signature: str, parallel: bool = False
+        self, function: Callable[..., Any], signature: str, options: dict[str, bool]
     ) -> None:
         self.function = function
         self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__}"
         self.signature = signature
-        self.parallel = parallel
+        self.options = {**FLAGS, **options}
         self.compiled: dict[np.dtype, Any] = {}
         self._by_number: dict[int, Any] = {}  # the same by dtype.num, which is hashed faster
 
@@ -104,10 +98,7 @@ class Kernel:
         dtype = self.key(dtype)
         with _compiling:
             if dtype not in self.compiled:
-                if self.parallel:
-                    _threads.start()
-                options = {**FLAGS, **self.options, "parallel": self.parallel}
-                dispatcher = CPUDispatcher(self.function, targetoptions=options)
+                dispatcher = CPUDispatcher(self.function, targetoptions=self.options)
                 dispatcher._cache = _KernelCache(self.file_name(dtype))
                 dispatcher.compile(_expand(self.signature, dtype))
                 dispatcher.disable_compile()
@@ -126,10 +117,8 @@ class Kernel:
 class Task(Kernel):
     """A kernel that other native code calls by its address."""
 
-    options: ClassVar[dict[str, bool]] = {"no_cpython_wrapper": True}
-
     def __init__(self, function: Callable[..., Any], signature: str) -> None:
-        super().__init__(function, signature)
+        super().__init__(function, signature, {"no_cpython_wrapper": True})
         self._addresses: dict[np.dtype, int] = {}
         self._slots: struct.Struct | None = None
 
@@ -238,18 +227,25 @@ def cache_info() -> CacheInfo:
 
 def kernels_of(function: Callable[..., Any]) -> list[Kernel]:
     """The compiled kernels that a kernel's Python function calls, itself or through others."""
-    found: list[Kernel] = []
+    found: dict[Kernel, None] = {}
     functions = [function]
     for caller in functions:
         for name in caller.__code__.co_names:
-            value = caller.__globals__.get(name)
-            parts = (value.func, *value.args) if isinstance(value, functools.partial) else (value,)
-            for part in parts:
-                if isinstance(part, Kernel) and part not in found:
-                    found.append(part)
-                elif isinstance(part, FunctionType) and part not in functions:
-                    functions += [part] if part.__module__.startswith(f"{__package__}.") else []
-    return found
+            for part in _parts(caller.__globals__.get(name)):
+                if isinstance(part, Kernel):
+                    found[part] = None
+                elif part not in functions and part.__module__.startswith(f"{__package__}."):
+                    functions.append(part)
+    return list(found)
+
+
+def _parts(value: Any) -> list[Any]:
+    """The kernels and functions in a global: itself, what a partial holds, a class's methods."""
+    if isinstance(value, functools.partial):
+        return [part for held in (value.func, *value.args) for part in _parts(held)]
+    if isinstance(value, type):
+        return [method for method in vars(value).values() if isinstance(method, FunctionType)]
+    return [value] if isinstance(value, (Kernel, FunctionType)) else []
 
 
 def warmup(names: Iterable[str], dtype: Any = "float32", progress: Progress | None = None) -> None:

@@ -14,7 +14,8 @@ once, which one native function performs again and again.
 
 Threads take tasks one by one from a common counter and wait for each other between levels, groups
 of calls that do not depend on each other. A thread that comes late, or is held up by another
-process, leaves its share to the others: nobody waits for a thread that holds no task.
+process, leaves its share to the others: nobody waits for a thread that holds no task. They are
+threads of our own (_threads.py): Numba's would all have to come, and take long to wake.
 
 A task returns 0, or another number to stop the run: what it refuses is then raised by the call's
 ``refuse``.
@@ -23,14 +24,12 @@ A task returns 0, or another number to stop the run: what it refuses is then rai
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from llvmlite import binding as ll
 from llvmlite import ir
-from numba import prange
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numba.np import arrayobj
@@ -99,6 +98,16 @@ integers = _array(types.int64, 1, strided=False)  # slots: address, length
 
 
 @intrinsic
+def _pointer(typingctx: Any, array: Any) -> Any:
+    """An array's elements as slots to read from."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return context.make_array(array)(context, builder, values[0]).data
+
+    return types.CPointer(array.dtype)(array), generate
+
+
+@intrinsic
 def integer(typingctx: Any, args: Any, k: Any) -> Any:
     """The whole number in slot k."""
 
@@ -129,7 +138,7 @@ PATIENCE = 500  # rests, some microseconds, before a waiting thread makes way fo
 
 
 @intrinsic
-def _perform(typingctx: Any, code: Any, call: Any, i: Any) -> Any:
+def _call_task(typingctx: Any, code: Any, call: Any, i: Any) -> Any:
     """Run task i of the call in the slots from ``call`` on; its answer."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -162,6 +171,29 @@ def _fetch_add(typingctx: Any, counters: Any, k: Any, value: Any) -> Any:
         return builder.atomic_rmw("add", builder.gep(data, [values[1]]), values[2], "seq_cst")
 
     return types.int64(counters, types.int64, types.int64), generate
+
+
+@intrinsic
+def _load(typingctx: Any, counters: Any, k: Any) -> Any:
+    """counters[k] as the other threads have left it."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(counters)(context, builder, values[0]).data
+        return builder.load_atomic(builder.gep(data, [values[1]]), "seq_cst", 8)
+
+    return types.int64(counters, types.int64), generate
+
+
+@intrinsic
+def _store(typingctx: Any, counters: Any, k: Any, value: Any) -> Any:
+    """counters[k] = value, after all that was written before, for all threads to see."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(counters)(context, builder, values[0]).data
+        builder.store_atomic(values[2], builder.gep(data, [values[1]]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(counters, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -207,7 +239,7 @@ def _task(code, call, i):
     while i >= code[call * WIDTH + 1]:
         i -= code[call * WIDTH + 1]
         call += 1
-    answer = _perform(code, call * WIDTH, i)
+    answer = _call_task(code, call * WIDTH, i)
     return (call << ANSWER_BITS) | answer if answer else 0
 
 
@@ -233,33 +265,73 @@ def _work(code, levels, counters):
         while i < total:
             stop = _task(code, levels[level], i)
             if stop:
-                counters[STOPPED] = stop
+                _store(counters, STOPPED, stop)
             _fetch_add(counters, done, 1)
             i = _fetch_add(counters, taken, 1)
         waits = 0
-        while _fetch_add(counters, done, 0) < total:
-            # The thread that holds the last task may be without a core: it is given ours.
-            if waits < PATIENCE:
-                waits += 1
-                _rest()
-            else:
-                _make_way()
-        if counters[STOPPED]:
+        while _load(counters, done) < total:
+            waits = _wait(waits)
+        if _load(counters, STOPPED):
             break
 
 
-@jit("const(int64[::1]), const(int64[::1]), int64", parallel=True)
-def _parallel(code, levels, threads):
-    """Run the calls on this many threads."""
+@device
+def _wait(waits):
+    """Rest once more; the thread that is waited for may be without a core: it is given ours."""
+    if waits < PATIENCE:
+        _rest()
+    else:
+        _make_way()
+    return waits + 1
+
+
+# A job is offered to the helping threads in a table: where the code, the levels and the counters
+# lie, and how long they are. The caller opens it, works, closes it, and waits for the helpers
+# inside; who comes late finds it closed. So a helper without a core holds nobody up.
+JOB, OPEN, INSIDE, LIMIT, NUMBER = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
+IDLE = 12_000  # rests, about 0.2 ms, that a helper waits for the next job before it sleeps
+
+
+@jit("const(int64[::1]), const(int64[::1]), int64[::1], int64", nogil=True)
+def _shared(code, levels, table, helpers):
+    """Run the calls on this thread and on the helpers that come."""
     counters = np.zeros((2 * len(levels) + 1) * LINE, np.int64)
-    for _ in prange(threads):
-        _work(code, levels, counters)
+    table[JOB], table[JOB + 1] = code.ctypes.data, len(code)
+    table[JOB + 2], table[JOB + 3] = levels.ctypes.data, len(levels)
+    table[JOB + 4], table[JOB + 5] = counters.ctypes.data, len(counters)
+    table[NUMBER] += 1
+    _store(table, LIMIT, helpers)
+    _store(table, OPEN, table[NUMBER])
+    _work(code, levels, counters)
+    _store(table, OPEN, 0)
+    waits = 0
+    while _load(table, INSIDE):
+        waits = _wait(waits)
     return counters[STOPPED]
+
+
+@jit("int64[::1], int64", nogil=True)
+def _help(table, helper):
+    """Work on the jobs that are opened, until there was none for a while."""
+    last = rests = 0
+    while rests < IDLE:
+        job = _load(table, OPEN)
+        if job == 0 or job == last or helper >= _load(table, LIMIT):
+            _rest()
+            rests += 1
+            continue
+        _fetch_add(table, INSIDE, 1)
+        if _load(table, OPEN) == job:
+            jobs = _pointer(table)
+            _work(integers(jobs, JOB), integers(jobs, JOB + 2), integers(jobs, JOB + 4))
+            last, rests = job, 0
+        _fetch_add(table, INSIDE, -1)
+    return 0
 
 
 # --- calls ----------------------------------------------------------------------------------
 
-LEAST_NANOSECONDS = 20_000  # of work for which waking the threads pays
+LEAST_NANOSECONDS = 8_000  # of work for which a job for the helpers pays
 ONE_CALL = np.array([0, 1])
 
 
@@ -305,22 +377,24 @@ class Call:
         self.refuse(answer, self.arrays())
 
 
-_one_at_a_time = threading.Lock()  # Numba's workqueue layer aborts the process otherwise
+def _perform(code: np.ndarray, levels: np.ndarray, nanoseconds: float) -> int:
+    """Run the calls, on several threads if it pays and no other thread of Python is doing so."""
+    crew = _threads.crew
+    if nanoseconds >= LEAST_NANOSECONDS and crew.lock.acquire(blocking=False):
+        try:
+            return _shared(code, levels, crew.table, crew.gather(_help))
+        finally:
+            crew.lock.release()
+    return _serial(code, levels)
 
 
-def _perform_on(threads: int, code: np.ndarray, levels: np.ndarray) -> int:
-    if threads == 1:
-        return _serial(code, levels)
-    with _one_at_a_time:
-        return _parallel(code, levels, threads)
-
-
-def _threads_for(calls: Iterable[Call]) -> int:
-    parallel = 0.0
+def _divisible(calls: Iterable[Call]) -> float:
+    """Nanoseconds of work that several threads could share."""
+    total = 0.0
     for call in calls:
         if call.count > 1:
-            parallel += call.nanoseconds
-    return _threads.get_num_threads() if parallel >= LEAST_NANOSECONDS else 1
+            total += call.nanoseconds
+    return total
 
 
 def run(*calls: Call) -> None:
@@ -329,7 +403,7 @@ def run(*calls: Call) -> None:
         code, levels = np.frombuffer(calls[0].pack(), np.int64), ONE_CALL
     else:
         code, levels = _laid_out(calls), np.arange(len(calls) + 1)
-    stop = _perform_on(_threads_for(calls), code, levels)
+    stop = _perform(code, levels, _divisible(calls))
     if stop:
         calls[stop >> ANSWER_BITS].refused(stop & ((1 << ANSWER_BITS) - 1))
 
@@ -346,7 +420,7 @@ class Plan:
         self.calls = calls
         self._code = _laid_out(calls).copy()
         self._levels = np.array(_levels(calls))
-        self._parallel = _threads_for(calls) > 1
+        self._divisible = _divisible(calls)
         self._bound: list[list[np.ndarray]] = []  # arrays of the calls, and what stands for them
 
     def binder(self, x: np.ndarray) -> Callable[[np.ndarray], None]:
@@ -391,15 +465,14 @@ class Plan:
         ]
 
     def _run_one(self, n: int) -> None:
-        threads = _threads_for((self.calls[n],))
-        stop = _perform_on(threads, self._code[n * WIDTH : (n + 1) * WIDTH], ONE_CALL)
+        code = self._code[n * WIDTH : (n + 1) * WIDTH]
+        stop = _perform(code, ONE_CALL, _divisible((self.calls[n],)))
         if stop:
             self._refused(n, stop)
 
     def run(self) -> None:
         """Perform the calls."""
-        threads = _threads.get_num_threads() if self._parallel else 1
-        stop = _perform_on(threads, self._code, self._levels)
+        stop = _perform(self._code, self._levels, self._divisible)
         if stop:
             self._refused(stop >> ANSWER_BITS, stop & ((1 << ANSWER_BITS) - 1))
 
@@ -442,11 +515,6 @@ def _address_of_integers(x):
     return x.ctypes.data
 
 
-_FINDERS = {
-    (_address_1, 1): DTYPES,
-    (_address_2, 2): DTYPES,
-    (_address_of_integers, 1): (np.dtype(np.int64),),
-}
 _finders: dict[tuple[int, int], Callable[[np.ndarray], int]] = {}  # by dtype.num and ndim
 
 
@@ -454,10 +522,10 @@ def finder(x: np.ndarray) -> Callable[[np.ndarray], int]:
     """A function that tells where the first element of arrays like x lies."""
     key = x.dtype.num, x.ndim
     if key not in _finders:
-        found = [
-            k for (k, ndim), dtypes in _FINDERS.items() if ndim == x.ndim and x.dtype in dtypes
-        ]
-        _finders[key] = found[0].compile(x.dtype) if found else _data
+        kernel: Any = {1: _address_1, 2: _address_2}.get(x.ndim) if x.dtype in DTYPES else None
+        if x.dtype == np.int64 and x.ndim == 1:
+            kernel = _address_of_integers
+        _finders[key] = kernel.compile(x.dtype) if kernel else _data
     return _finders[key]
 
 

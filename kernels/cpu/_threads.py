@@ -1,50 +1,90 @@
-"""The thread budget: one number for our kernels and for NumPy's BLAS."""
+"""The thread budget, and the threads that help with a kernel's tasks."""
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
+import threading
 import warnings
+from collections.abc import Callable
 
 import numba
+import numpy as np
 
-__all__ = ["get_num_threads", "set_num_threads", "start"]
-
-
-class _Budget:
-    threads: int | None = None  # None: all that Numba has
-    started = False
-    forked = False  # from a process whose threads were running: they do not exist here
+__all__ = ["crew", "get_num_threads", "set_num_threads"]
 
 
-_budget = _Budget()
+class Helper:
+    """A thread that takes part in jobs. It waits for the next one awake for a while, then asleep:
+    waking it takes longer than a small job."""
+
+    def __init__(self, number: int, table: np.ndarray, work: Callable[[np.ndarray, int], int]):
+        self.asleep = False
+        self._called = threading.Event()
+        self._work, self._table, self._number = work, table, number
+        name = f"tinygrad_ish helper {number + 1}"
+        threading.Thread(target=self._live, name=name, daemon=True).start()
+
+    def _live(self) -> None:
+        while True:
+            self._work(self._table, self._number)
+            self._called.clear()
+            self.asleep = True
+            self._called.wait()
+
+    def wake(self) -> None:
+        """Let it look for jobs again."""
+        self.asleep = False
+        self._called.set()
+
+
+class Crew:
+    """The helpers of this process, and the table where jobs are offered to them (_tasks.py)."""
+
+    def __init__(self) -> None:
+        self.table = np.zeros(64, np.int64)
+        self.lock = threading.Lock()  # one job at a time
+        self.most = int(numba.config.NUMBA_NUM_THREADS)  # the cores that this process may use
+        self.threads = self.most
+        self._helpers: list[Helper] = []
+
+    def gather(self, work: Callable[[np.ndarray, int], int]) -> int:
+        """Have the helpers look for jobs; how many may take part."""
+        wanted = self.threads - 1
+        while len(self._helpers) < wanted:
+            self._helpers.append(Helper(len(self._helpers), self.table, work))
+        for helper in self._helpers[:wanted]:
+            if helper.asleep:
+                helper.wake()
+        return wanted
+
+    def leave(self) -> None:
+        """Begin anew, in a forked process: threads do not come along."""
+        threads = self.threads
+        self.__init__()  # type: ignore[misc]
+        self.threads = threads
+
+
+crew = Crew()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=crew.leave)
 
 
 def get_num_threads() -> int:
     """The most threads that a kernel uses."""
-    if _budget.forked:
-        return 1
-    return _budget.threads or int(numba.config.NUMBA_NUM_THREADS)
+    return crew.threads
 
 
 def set_num_threads(threads: int) -> None:
     """Let kernels and NumPy's BLAS use at most this many threads. No result depends on it.
 
-    Raises ValueError for a number outside 1 … the CPU cores (NUMBA_NUM_THREADS), and for more
-    than 1 in a process that was forked after its parent's threads had started. NumPy's BLAS
+    Raises ValueError for a number outside 1 … the CPU's cores (NUMBA_NUM_THREADS). NumPy's BLAS
     follows where threadpoolctl is installed.
     """
-    most = int(numba.config.NUMBA_NUM_THREADS)
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= most:
-        raise ValueError(f"set_num_threads: expected an int from 1 to {most}, got {threads!r}")
-    if _budget.forked and threads > 1:
-        raise ValueError(
-            "set_num_threads: this process was forked from one whose threads had started; they "
-            "do not exist here, so it has one thread. Start processes with "
-            'multiprocessing.get_context("spawn")'
-        )
-    _budget.threads = threads
+    whole = isinstance(threads, int) and not isinstance(threads, bool)
+    if not whole or not 1 <= threads <= crew.most:
+        raise ValueError(f"set_num_threads: expected an int from 1 to {crew.most}, got {threads!r}")
+    crew.threads = threads
     _limit_blas(threads)
 
 
@@ -52,34 +92,9 @@ def _limit_blas(threads: int) -> None:
     if importlib.util.find_spec("threadpoolctl") is None:
         warnings.warn(
             "NumPy's BLAS keeps the threads it has: to set them too, pip install threadpoolctl",
-            stacklevel=3,
+            stacklevel=4,
         )
         return
     import threadpoolctl
 
     threadpoolctl.threadpool_limits(threads, user_api="blas")
-
-
-@functools.cache
-def start() -> None:
-    """Start Numba's threads, told to sleep while they wait for work.
-
-    By default OpenMP's threads wait by spinning. Where another process uses a core they then hold
-    up each parallel kernel for milliseconds. OpenMP reads the setting once, at its start.
-    """
-    _budget.started = True
-    given = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = given or "passive"
-    try:
-        numba.get_num_threads()
-    finally:
-        if given is None:
-            del os.environ["OMP_WAIT_POLICY"]
-
-
-def _after_fork() -> None:
-    _budget.forked = _budget.forked or _budget.started
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
