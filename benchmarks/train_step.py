@@ -1,12 +1,12 @@
 """A training step in this project and in its peers: ``python -m benchmarks.train_step``.
 
 Every contender trains the same network from the same weights on the same batches, in a process of
-its own. Which threads and settings suit it best is tried first. Its losses are compared with
-NumPy's in float64 before the clock starts; one that disagrees is reported and left out, and the
-exit status is 1. Then the contenders take turns, in an order drawn anew for each round: a few steps
-to warm the caches, then a block of steps under the clock. A step runs from a batch in the library's
-own type to the updated parameters; the loss is read once, at the end of the block, which waits for
-all that is still under way.
+its own for each of its settings, one thread and all threads at least; the setting with the best
+median counts. Its losses are compared with NumPy's in float64 before the clock starts; one that
+disagrees is reported and left out, and the exit status is 1. Then the contenders take turns, in an
+order drawn anew for each round: a few steps to warm the caches, then a block of steps under the
+clock. A step runs from a batch in the library's own type to the updated parameters; the loss is
+read once, at the end of the block, which waits for all that is still under way.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from .peers import OURS, PEERS, ByHand
 COMPARED = 20  # losses
 TOLERANCE = 1e-4  # of a loss, relative; libraries differ by 1e-7 to 1e-5
 BLOCK_SECONDS = 0.03
+SLOW_SECONDS = 0.2
 WARM = 0.2  # steps before the clock starts, as a share of the block
 
 
@@ -65,7 +65,7 @@ class Contender:
     """What the parent knows of a contender: its process, its settings and its times."""
 
     def __init__(self, name: str, model: Model, threads: int, option: str) -> None:
-        self.threads, self.option = threads, option
+        self.name, self.threads, self.option = name, threads, option
         environment = PEERS[name].environment(threads, option)
         self.child = Child(Trainer, name, model, option, environment=environment)
         self.steps = 3
@@ -86,11 +86,15 @@ class Contender:
         seconds, self.loss = self.child.ask("block", self.steps)
         self.times.append(seconds)
 
+    def enough(self) -> bool:
+        """Whether it is so slow that three turns must do."""
+        return len(self.times) >= 3 and self.steps * self.times[-1] > SLOW_SECONDS
+
     def settle(self) -> None:
         """Choose how many steps make a block."""
         for _ in range(2):
             self.turn()
-            self.steps = max(2, round(BLOCK_SECONDS / self.times[-1]))
+            self.steps = max(1, round(BLOCK_SECONDS / self.times[-1]))
         self.times.clear()
 
     def result(self) -> dict[str, Any]:
@@ -119,41 +123,30 @@ class Disagreement(RuntimeError):
 
 
 def enter(
-    name: str, model: Model, expected: list[float], options: Sequence[str], trials: int
-) -> Contender:
-    """A contender with the fastest of its settings; those of the others have ended again.
+    name: str, model: Model, expected: list[float], options: Sequence[str]
+) -> list[Contender]:
+    """A contender for each of the settings that run.
 
-    Raises ChildError if no setting runs, Disagreement if the losses of one are wrong.
+    Raises ChildError if none does, Disagreement if the losses of one are wrong.
     """
     threads = sorted({1, machine.threads()})
     started = [Contender(name, model, t, o) for t, o in itertools.product(threads, options)]
-    best = None
-    try:
-        for contender in started:
-            contender.attempt(contender.child.end)
-        running = _alive(started)
-        for contender in running:  # at once: this is where libraries compile
-            contender.child.begin("losses", COMPARED)
+    for contender in started:
+        contender.attempt(contender.child.end)
+    for contender in _alive(started):  # at once: this is where libraries compile
+        contender.child.begin("losses", COMPARED)
+    losses = {c: c.attempt(c.child.end) for c in _alive(started)}
+    for contender in _alive(started):
+        contender.attempt(contender.settle)
+    running = _alive(started)
+    if not running:
+        raise started[0].failure or ChildError("nothing was started")
+    wrong = next(filter(None, (differ(losses[c], expected) for c in running)), None)
+    if wrong is not None:
         for contender in running:
-            losses = contender.attempt(contender.child.end)
-            wrong = differ(losses, expected) if losses else None
-            if wrong:
-                raise Disagreement(wrong)
-        for contender in _alive(running):
-            contender.attempt(contender.settle)
-        running = _alive(running)
-        if not running:
-            raise started[0].failure or ChildError("nothing was started")
-        for _ in range(trials):
-            for contender in running:
-                contender.turn()
-        best = min(running, key=lambda contender: statistics.median(contender.times))
-        best.times.clear()
-        return best
-    finally:
-        for contender in _alive(started):
-            if contender is not best:
-                contender.child.close()
+            contender.child.close()
+        raise Disagreement(wrong)
+    return running
 
 
 def _alive(contenders: list[Contender]) -> list[Contender]:
@@ -163,31 +156,38 @@ def _alive(contenders: list[Contender]) -> list[Contender]:
 def run(model: Model, options: dict[str, Sequence[str]], rounds: int) -> dict[str, Any]:
     """Every contender's times for one model, the limit of the machine, and who was left out."""
     expected = expected_losses(model)
-    field: dict[str, Contender] = {}
+    field: list[Contender] = []
     left_out: dict[str, str] = {}
     disagree = []
     try:
         for name in options:
             try:
-                field[name] = enter(name, model, expected, options[name], min(rounds, 5))
+                field += enter(name, model, expected, options[name])
             except (ChildError, Disagreement) as error:
                 left_out[name] = str(error)
                 disagree += [name] if isinstance(error, Disagreement) else []
         order = random.Random(0)
         roofline(model)
         for _ in range(rounds):
-            for contender in order.sample(list(field.values()), len(field)):
-                contender.turn()
+            for contender in order.sample(field, len(field)):
+                if not contender.enough():
+                    contender.turn()
         limit = roofline(model)  # the best of both times: others may have been in the way
     finally:
-        for contender in field.values():
+        for contender in field:
             contender.child.close()
+    best: dict[str, Any] = {}
+    for contender in field:
+        found, name = contender.result(), contender.name
+        if name not in best or found["median"] < best[name]["median"]:
+            best[name] = found
     return {
         "model": model.name,
         "parameters": model.parameters,
         "first_loss": expected[0],
         "roofline": limit,
-        "contenders": {name: contender.result() for name, contender in field.items()},
+        "contenders": best,
+        "settings": [{"name": c.name, **c.result()} for c in field],
         "left_out": left_out,
         "disagree": disagree,
     }

@@ -79,6 +79,7 @@ VECTORS = 2  # in a row of a tile; a panel is as wide
 HALF = ROWS // 2  # of a tile, for what is left of the rows
 BLOCK = 16 * ROWS
 DEPTH = 256  # with AVX-512 the slice of B takes 32 KiB
+FEW = 4  # blocks: of fewer, lower ones are made, so that several threads have work
 GROUP = 8  # panels in a block of C, at most
 COPIED = 4  # panels in a block from which on its rows of A are copied
 PACKED = 64  # rows in a block from which on any panel of B is packed
@@ -485,8 +486,11 @@ def _shape_of_block(m, n, item):
     panel = PANEL_BYTES // item
     if m == 1:
         return 1, WIDE * VECTOR_BYTES // item
-    panels = -(-m // BLOCK) * -(-n // panel)
-    return BLOCK, min(max(panels // 16, 1), GROUP) * panel
+    across, tall = -(-n // panel), BLOCK
+    while tall > 4 * ROWS and -(-m // tall) * across < FEW:
+        tall //= 2
+    panels = -(-m // BLOCK) * across
+    return tall, min(max(panels // 16, 1), GROUP) * panel
 
 
 @device

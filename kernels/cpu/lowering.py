@@ -9,9 +9,18 @@ import numpy as np
 
 from . import elementwise
 from ._tasks import Call, Plan
+from .clipping import clip_scale_calls, grad_norm_calls
 from .linalg import linear_backward_calls, linear_calls
-from .losses import mse_loss_calls, softmax_cross_entropy_calls
+from .losses import (
+    bce_loss_calls,
+    bce_with_logits_calls,
+    mse_loss_calls,
+    nll_loss_calls,
+    softmax_cross_entropy_calls,
+)
+from .normalization import layer_norm_backward_calls, layer_norm_calls
 from .optimizers import adam_step_calls, count_step_calls, sgd_step_calls
+from .randoms import draw_calls, dropout_calls
 
 __all__: list[str] = []
 
@@ -34,7 +43,16 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
     "linear": linear_calls,
     "linear_backward": linear_backward_calls,
     "softmax_cross_entropy": softmax_cross_entropy_calls,
+    "nll_loss": nll_loss_calls,
     "mse_loss": mse_loss_calls,
+    "bce_loss": bce_loss_calls,
+    "bce_with_logits": bce_with_logits_calls,
+    "layer_norm": layer_norm_calls,
+    "layer_norm_backward": layer_norm_backward_calls,
+    "draw": draw_calls,
+    "dropout": dropout_calls,
+    "grad_norm": grad_norm_calls,
+    "clip_scale": clip_scale_calls,
     "count_step": count_step_calls,
     "sgd_step": sgd_step_calls,
     "adam_step": adam_step_calls,
