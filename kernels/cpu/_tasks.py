@@ -24,6 +24,7 @@ A task returns 0, or another number to stop the run: what it refuses is then rai
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from numba.np import arrayobj
 from . import _threads
 from ._intrinsics import IS_X86
 from ._jit import DTYPES, Task, device, jit
+from ._threads import WAITED
 
 __all__ = [
     "Call", "Plan", "floats", "integer", "integers", "matrix", "number", "rows", "run", "vector",
@@ -225,6 +227,24 @@ def _call(builder: Any, name: str, result: Any) -> None:
     builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
 
 
+@intrinsic
+def _now(typingctx: Any) -> Any:
+    """Nanoseconds of a clock that only runs forward; 0 where there is no POSIX clock."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        long = ir.IntType(64)
+        if ll.address_of_symbol("clock_gettime") is None:
+            return long(0)
+        place = cgutils.alloca_once(builder, long, size=2)
+        function_type = ir.FunctionType(ir.IntType(32), [ir.IntType(32), long.as_pointer()])
+        clock = cgutils.get_or_insert_function(builder.module, function_type, "clock_gettime")
+        builder.call(clock, [ir.IntType(32)(getattr(time, "CLOCK_MONOTONIC", 0)), place])
+        seconds, rest = (builder.load(builder.gep(place, [long(n)])) for n in range(2))
+        return builder.add(builder.mul(seconds, long(10**9)), rest)
+
+    return types.int64(), generate
+
+
 @device
 def _count_of(code, levels, level):
     total = 0
@@ -256,7 +276,11 @@ def _serial(code, levels):
 
 @device
 def _work(code, levels, counters):
-    """What each thread does: take tasks of a level while there are any, then wait for the rest."""
+    """What each thread does: take tasks of a level while there are any, then wait for the rest.
+
+    Returns for how many nanoseconds it has waited, short waits left out.
+    """
+    waited = 0
     for level in range(len(levels) - 1):
         total = _count_of(code, levels, level)
         taken = (2 * level + 1) * LINE
@@ -268,33 +292,34 @@ def _work(code, levels, counters):
                 _store(counters, STOPPED, stop)
             _fetch_add(counters, done, 1)
             i = _fetch_add(counters, taken, 1)
-        waits = 0
+        rests = since = 0
         while _load(counters, done) < total:
-            waits = _wait(waits)
+            if rests < PATIENCE:
+                rests += 1
+                _rest()
+                continue
+            # The thread that holds the last task may be without a core: it is given ours.
+            since = since or _now()
+            _make_way()
+        if since:
+            waited += _now() - since
         if _load(counters, STOPPED):
             break
-
-
-@device
-def _wait(waits):
-    """Rest once more; the thread that is waited for may be without a core: it is given ours."""
-    if waits < PATIENCE:
-        _rest()
-    else:
-        _make_way()
-    return waits + 1
+    return waited
 
 
 # A job is offered to the helping threads in a table: where the code, the levels and the counters
 # lie, and how long they are. The caller opens it, works, closes it, and waits for the helpers
 # inside; who comes late finds it closed. So a helper without a core holds nobody up.
-JOB, OPEN, INSIDE, LIMIT, NUMBER = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-IDLE = 12_000  # rests, about 0.2 ms, that a helper waits for the next job before it sleeps
+JOB, OPEN, INSIDE, LIMIT = 0, LINE, 2 * LINE, 3 * LINE
+NUMBER = 4 * LINE  # of the job
+IDLE = 1_500  # rests, about 0.3 ms, that a helper waits for the next job before it sleeps
 
 
 @jit("const(int64[::1]), const(int64[::1]), int64[::1], int64", nogil=True)
 def _shared(code, levels, table, helpers):
-    """Run the calls on this thread and on the helpers that come."""
+    """Run the calls on this thread and on the helpers that come; table[WAITED] says for how long
+    this thread waited for them."""
     counters = np.zeros((2 * len(levels) + 1) * LINE, np.int64)
     table[JOB], table[JOB + 1] = code.ctypes.data, len(code)
     table[JOB + 2], table[JOB + 3] = levels.ctypes.data, len(levels)
@@ -302,11 +327,13 @@ def _shared(code, levels, table, helpers):
     table[NUMBER] += 1
     _store(table, LIMIT, helpers)
     _store(table, OPEN, table[NUMBER])
-    _work(code, levels, counters)
+    waited = _work(code, levels, counters)
     _store(table, OPEN, 0)
-    waits = 0
+    rests = 0
     while _load(table, INSIDE):
-        waits = _wait(waits)
+        _rest() if rests < PATIENCE else _make_way()
+        rests += 1
+    table[WAITED] = waited
     return counters[STOPPED]
 
 
@@ -317,7 +344,8 @@ def _help(table, helper):
     while rests < IDLE:
         job = _load(table, OPEN)
         if job == 0 or job == last or helper >= _load(table, LIMIT):
-            _rest()
+            # On a busy machine the thread that will open the next job may wait for this core.
+            _rest() if rests < PATIENCE else _make_way()
             rests += 1
             continue
         _fetch_add(table, INSIDE, 1)
@@ -381,8 +409,11 @@ def _perform(code: np.ndarray, levels: np.ndarray, nanoseconds: float) -> int:
     """Run the calls, on several threads if it pays and no other thread of Python is doing so."""
     crew = _threads.crew
     if nanoseconds >= LEAST_NANOSECONDS and crew.lock.acquire(blocking=False):
+        start = time.perf_counter_ns()
         try:
-            return _shared(code, levels, crew.table, crew.gather(_help))
+            stop = _shared(code, levels, crew.table, crew.gather(_help, start))
+            crew.waited(start, int(crew.table[WAITED]))
+            return stop
         finally:
             crew.lock.release()
     return _serial(code, levels)

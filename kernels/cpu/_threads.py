@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +13,11 @@ import numba
 import numpy as np
 
 __all__ = ["crew", "get_num_threads", "set_num_threads"]
+
+
+WAITED = 40  # where in the table a job leaves how long it waited
+LONG_WAIT = 200_000  # nanoseconds
+SHORT, LONGEST = 10_000_000, 160_000_000
 
 
 class Helper:
@@ -42,21 +48,37 @@ class Crew:
     """The helpers of this process, and the table where jobs are offered to them (_tasks.py)."""
 
     def __init__(self) -> None:
-        self.table = np.zeros(64, np.int64)
+        self.table = np.zeros(WAITED + 8, np.int64)
         self.lock = threading.Lock()  # one job at a time
         self.most = int(numba.config.NUMBA_NUM_THREADS)  # the cores that this process may use
         self.threads = self.most
         self._helpers: list[Helper] = []
+        self._alone_until = 0  # by time.perf_counter_ns
+        self._alone_for = SHORT
 
-    def gather(self, work: Callable[[np.ndarray, int], int]) -> int:
+    def gather(self, work: Callable[[np.ndarray, int], int], now: int) -> int:
         """Have the helpers look for jobs; how many may take part."""
-        wanted = self.threads - 1
+        wanted = self.threads - 1 if now >= self._alone_until else 0
         while len(self._helpers) < wanted:
             self._helpers.append(Helper(len(self._helpers), self.table, work))
         for helper in self._helpers[:wanted]:
             if helper.asleep:
                 helper.wake()
         return wanted
+
+    def waited(self, start: int, nanoseconds: int) -> None:
+        """Take note of how long a job that began then has waited for helpers.
+
+        One that waits for most of its time waits for a helper whose core another process has
+        taken: then the helpers are left out for a while, for longer if it happens again.
+        """
+        if nanoseconds < LONG_WAIT:
+            return
+        now = time.perf_counter_ns()
+        if 2 * nanoseconds > now - start:
+            again = start - self._alone_until < self._alone_for
+            self._alone_for = min(2 * self._alone_for, LONGEST) if again else SHORT
+            self._alone_until = now + self._alone_for
 
     def leave(self) -> None:
         """Begin anew, in a forked process: threads do not come along."""
