@@ -21,7 +21,7 @@ help:          ## this list
 mnist: $(VENV)/.with-examples  ## train on handwritten digits (ARGS="--help" lists the options)
 	@$(BIN)/python examples/mnist_mlp.py $(ARGS)
 
-bench: $(VENV)/.with-bench  ## all benchmarks against PyTorch, JAX and others; ten minutes (ARGS="--quick": less)
+bench: $(VENV)/.with-bench  ## all benchmarks against PyTorch, JAX and others; a quarter of an hour (ARGS="--quick": less)
 	@for name in train_step kernels inference startup scaling; do echo; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit; done
 
 venv: $(DEV)   ## make .venv with what development needs

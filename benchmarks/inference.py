@@ -259,7 +259,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--peers", metavar="A,B", help=f"of {', '.join(CONTENDERS)}")
-    add("--rounds", type=int, default=25, help="turns of each contender (25)")
+    add("--rounds", type=int, default=15, help="turns of each contender (15)")
     add("--quick", action="store_true", help="batches of 1 and 64, 3 rounds")
     args = parser.parse_args(argv)
     args.peers = args.peers.split(",") if args.peers else list(CONTENDERS)

@@ -290,7 +290,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="one; may be repeated (all)",
     )
     add("--only", metavar="A,B", help=f"of {', '.join(LIBRARIES)}; NumPy always (all there are)")
-    add("--rounds", type=int, default=7, help="turns of each contender (7)")
+    add("--rounds", type=int, default=5, help="turns of each contender (5)")
     add("--quick", action="store_true", help="the smallest size, 2 rounds")
     args = parser.parse_args(argv)
     args.kernel = args.kernel or list(CASES)

@@ -74,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--peers", metavar="A,B", help=f"of {', '.join(PEERS)} (this project's)")
     add("--axis", action="append", choices=list(AXES), help="may be repeated (all)")
-    add("--rounds", type=int, default=10, help="turns of each size (10)")
+    add("--rounds", type=int, default=7, help="turns of each size (7)")
     add("--quick", action="store_true", help="three sizes, 2 rounds")
     args = parser.parse_args(argv)
     args.peers = args.peers.split(",") if args.peers else list(OURS)

@@ -32,7 +32,7 @@ from .peers import PEERS
 IMPORTS = (
     "numpy", "tinygrad_ish", "numba", "torch", "jax", "tinygrad", "autograd", "onnxruntime",
 )  # fmt: skip
-ROUNDS = 11
+ROUNDS = 7
 TIMER = "import time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t)"
 FIRST_STEP = "from benchmarks.startup import first_step; first_step({name!r}, {start!r})"
 CACHES = ("TINYGRAD_ISH_CACHE", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")

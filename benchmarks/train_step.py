@@ -257,7 +257,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--model", action="append", metavar="NAME", help="784-128-10, say; may be repeated (all)")
     add("--optimizer", choices=["adam", "sgd"], help="for every model, in place of its own")
     add("--peers", metavar="A,B", help=f"of {', '.join(PEERS)}")
-    add("--rounds", type=int, default=25, help="turns of each contender (25)")
+    add("--rounds", type=int, default=15, help="turns of each contender (15)")
     add("--quick", action="store_true", help="3 rounds")
     add("--thorough", action="store_true", help="try every setting of every peer (slow)")
     args = parser.parse_args(argv)

@@ -476,7 +476,7 @@ class Replay:
             kept = self._kept.get(id(result))
             if kept is not None:
                 return kept
-            return Tensor(self._backend.copy(self._outputs[id(result)]), self._backend)
+            return Tensor(self._outputs[id(result)].copy(), self._backend)
         if isinstance(result, (tuple, list)):
             return type(result)([self.answer(r) for r in result])
         if isinstance(result, dict):
@@ -506,7 +506,8 @@ class Replay:
             bind(tensor._array)
         written = [a for s in self.program.instructions() for a in s.writes()]
         before = [(a, a.copy()) for a in written]
-        pieces = [piece for step in self._steps for piece in _pieces(step)]
+        kernels = [step for step in self._steps if not isinstance(step, Host)]
+        pieces = [piece for step in kernels for piece in _pieces(step)]
         times: list[list[float]] = [[] for _ in pieces]
         try:
             for _ in range(repeat):
@@ -560,8 +561,6 @@ def lower(backend: Backend, draft: Draft) -> list[Any]:
 
 
 def _pieces(step: Any) -> list[tuple[str, Callable[[], object]]]:
-    if isinstance(step, Host):
-        return [(f"host: {_named(step.action)}", step.action)]
     if isinstance(step, Direct):
         return [(step.instruction.kernel, step.run)]
     return step.pieces()
@@ -598,7 +597,7 @@ def _form(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         tensors.append(value)
         a = value._array
-        return a.shape, a.dtype, value.backend.name, value._requires_grad
+        return a.shape, a.dtype.num, value.backend.name, value._requires_grad
     if isinstance(value, (tuple, list)):
         return type(value), tuple([_form(v, tensors) for v in value])
     if isinstance(value, dict):
@@ -635,7 +634,7 @@ class CompiledFunction:
             tuple([_form(a, tensors) for a in args]),
             tuple([(k, _form(v, tensors)) for k, v in kwargs.items()]) if kwargs else (),
             autograd.is_grad_enabled(),
-            len({id(t._array) for t in tensors}),
+            len(tensors) > 1 and len({id(t._array) for t in tensors}),
         )
         try:
             replays = self._replays.get(form, ())

@@ -452,6 +452,7 @@ class Plan:
         self._code = _laid_out(calls).copy()
         self._levels = np.array(_levels(calls))
         self._divisible = _divisible(calls)
+        self._serial = _serial.compile(self._code.dtype)
         self._bound: list[list[np.ndarray]] = []  # arrays of the calls, and what stands for them
 
     def binder(self, x: np.ndarray) -> Callable[[np.ndarray], None]:
@@ -464,7 +465,7 @@ class Plan:
             for k, value in enumerate(call.values)
             if isinstance(value, np.ndarray) and np.may_share_memory(value, x)
         ]
-        code, bound, find = self._code, [x, x], finder(x)
+        code, bound, find = self._code.data, [x, x], finder(x)
         self._bound.append(bound)
 
         def bind(array: np.ndarray) -> None:
@@ -503,7 +504,10 @@ class Plan:
 
     def run(self) -> None:
         """Perform the calls."""
-        stop = _perform(self._code, self._levels, self._divisible)
+        if self._divisible < LEAST_NANOSECONDS:
+            stop = self._serial(self._code, self._levels)
+        else:
+            stop = _perform(self._code, self._levels, self._divisible)
         if stop:
             self._refused(stop >> ANSWER_BITS, stop & ((1 << ANSWER_BITS) - 1))
 

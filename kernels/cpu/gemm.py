@@ -463,15 +463,18 @@ def _sum_row(a, i, b, j0, width, c):
 
 
 @device
-def _finish(sums, first, row, bias, relu, gate, out, i0, n, j0, width):
+def _finish(sums, first, row, bias, relu, gate, added, out, i0, n, j0, width):
     """out[i0 : i0 + n, j0 : j0 + width] = sums + bias, through ReLU if wanted; 0 where the gate,
-    if there is one, is not positive."""
+    if there is one, is not positive; or the sums are ``added`` to what is there."""
     for r in range(n):
         part, bias_part, result = sums[first + r * row :], bias[j0:], out[i0 + r, j0:]
         if gate.size:
             gate_part = gate[i0 + r, j0:]
             for j in range(width):
                 result[j] = shut(part[j], gate_part[j])
+        elif added:
+            for j in range(width):
+                result[j] += part[j]
         else:
             for j in range(width):
                 v = part[j]
@@ -494,7 +497,7 @@ def _shape_of_block(m, n, item):
 
 
 @device
-def _block(a, b, bias, relu, gate, out, number):
+def _block(a, b, bias, relu, gate, added, out, number):
     """A block of out = a @ b, then what ``_finish`` does; they are numbered down, then across."""
     m, n, item, panel = out.shape[0], out.shape[1], out.itemsize, PANEL_BYTES // out.itemsize
     tall, wide = _shape_of_block(m, n, item)
@@ -504,24 +507,25 @@ def _block(a, b, bias, relu, gate, out, number):
     if height == 1:
         sums = np.empty(-(-width // panel) * panel, out.dtype)
         _sum_row(a, i0, b, j0, width, sums)
-        _finish(sums, 0, 0, bias, relu, gate, out, i0, 1, j0, width)
+        _finish(sums, 0, 0, bias, relu, gate, added, out, i0, 1, j0, width)
         return
     copied = wide >= COPIED * panel and height > HALF
     left, vector = height % ROWS, VECTOR_BYTES // item
     inside = width % panel == 0 and (left <= SINGLE or left == HALF)  # no tile passes out's end
     inside |= width % vector == 0 and left == 0
-    if inside and not copied:
+    in_place = inside and not copied and not added
+    if in_place:
         sums, first, row, across = out.reshape(-1), i0 * n + j0, n, panel
     else:
         panels = -(-width // panel)
         sums = np.empty(panels * (height + ROWS) * panel, out.dtype)
         first, row, across = 0, panel, (height + ROWS) * panel
     _sum_block(a, b, i0, height, j0, width, copied, left == 0, sums, first, row, across)
-    if bias.size or relu or gate.size or not inside or copied:
+    if bias.size or relu or gate.size or not in_place:
         for j in range(0, width, panel):
             here = min(panel, width - j)
             at = first + j // panel * across
-            _finish(sums, at, row, bias, relu, gate, out, i0, height, j0 + j, here)
+            _finish(sums, at, row, bias, relu, gate, added, out, i0, height, j0 + j, here)
 
 
 @device
@@ -557,7 +561,7 @@ def _sum_block(a, b, i0, height, j0, width, copied, whole, sums, first, row, acr
 @task
 def _product(args, i):
     a, b, bias, relu = matrix(args, 0), matrix(args, 5), vector(args, 10), integer(args, 12) != 0
-    _block(a, b, bias, relu, rows(args, 13), rows(args, 16), i)
+    _block(a, b, bias, relu, rows(args, 13), integer(args, 19) != 0, rows(args, 16), i)
     return 0
 
 
@@ -568,11 +572,12 @@ def product(
     bias: np.ndarray | None = None,
     activation: str | None = None,
     gate: np.ndarray | None = None,
+    added: bool = False,
 ) -> Call:
     """out (M, N) = a (M, K) @ b (K, N), as a call.
 
-    Then bias (N) and activation; or 0 where ``gate`` (M, N), the output of a ReLU, is not positive.
-    a and b have any strides, the others are contiguous.
+    Then bias (N) and activation; or 0 where ``gate`` (M, N), the output of a ReLU, is not positive;
+    or the product is ``added`` to out. a and b have any strides, the others are contiguous.
     """
     m, n = out.shape
     tall, wide = _shape_of_block.py_func(m, n, out.itemsize)
@@ -584,7 +589,7 @@ def product(
         (
             a, *a.shape, *a.strides, b, *b.shape, *b.strides,
             *(none if bias is None else (bias, n)), activation == "relu",
-            *((*none, 0) if gate is None else (gate, m, n)), out, m, n,
+            *((*none, 0) if gate is None else (gate, m, n)), out, m, n, added,
         ),
         writes=(out,),
         nanoseconds=2 * a.size * n / FLOPS_PER_NANOSECOND,

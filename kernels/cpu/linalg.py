@@ -8,7 +8,7 @@ from .. import reference
 from ..reference import check_linear, check_linear_backward
 from ._arrays import compilable, deliver, destination
 from ._jit import task
-from ._tasks import Call, rows, run, vector
+from ._tasks import Call, integer, rows, run, vector
 from .elementwise import relu_backward, relu_backward_calls
 from .gemm import product
 
@@ -19,25 +19,29 @@ COLUMNS = 64  # that one task sums
 
 @task
 def _sum_rows(args, i):
-    g = rows(args, 0)
+    g, added = rows(args, 0), integer(args, 5) != 0
     part = slice(i * COLUMNS, (i + 1) * COLUMNS)
     out = vector(args, 3)[part]
-    out[:] = 0
+    sums = np.zeros(len(out), out.dtype) if added else out
+    sums[:] = 0
     for n in range(g.shape[0]):
         row = g[n, part]
+        for k in range(len(sums)):
+            sums[k] += row[k]
+    if added:
         for k in range(len(out)):
-            out[k] += row[k]
+            out[k] += sums[k]
     return 0
 
 
-def sum_rows(g: np.ndarray, out: np.ndarray) -> Call:
-    """out (K,) = Σₙ g (N, K), row after row, as a call."""
+def sum_rows(g: np.ndarray, out: np.ndarray, added: bool = False) -> Call:
+    """out (K,) = Σₙ g (N, K), row after row, as a call; or the sum is ``added`` to out."""
     n, k = g.shape
     return Call(
         _sum_rows,
         out.dtype,
         -(-k // COLUMNS),
-        (g, n, k, out, k),
+        (g, n, k, out, k, added),
         writes=(out,),
         nanoseconds=0.1 * n * k,
     )
@@ -129,10 +133,12 @@ def linear_backward_calls(
     needs: tuple[bool, bool, bool],
     out: tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None],
     gate: np.ndarray | None = None,
+    added: tuple[bool, bool, bool] = (False, False, False),
 ) -> list[Call] | None:
     """``linear_backward`` as calls, or None if it is not for compiled kernels on these arrays.
 
-    dx is 0 where ``gate``, the output of a ReLU below, is not positive.
+    dx is 0 where ``gate``, the output of a ReLU below, is not positive. What is ``added`` is added
+    to what stands in out.
     """
     inputs = [a for a in (g, x, w, y, *out) if a is not None]
     direct = g.flags.c_contiguous and all(o is None or o.flags.carray for o in (*out, y))
@@ -144,9 +150,9 @@ def linear_backward_calls(
         calls += relu_backward_calls(g, y, masked) or []
         g = masked
     if needs[1]:
-        calls.append(product(g.T, x, dw))
+        calls.append(product(g.T, x, dw, added=added[1]))
     if needs[0]:
         calls.append(product(g, w, dx, gate=gate))
     if needs[2]:
-        calls.append(sum_rows(g, db))
+        calls.append(sum_rows(g, db, added[2]))
     return calls
