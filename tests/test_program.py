@@ -130,6 +130,30 @@ def test_models(backend: str, layers: Callable[[], list[Any]]) -> None:
     assert_same_steps(lambda: train(layers=layers))
 
 
+def test_gradients_of_several_batches_are_summed_as_they_are_made(backend: str) -> None:
+    def make() -> Setup:
+        setup = train()
+
+        def step(x: Any, y: Any) -> Any:
+            setup.optimizer.zero_grad()
+            total = tg.zeros(())
+            for part in range(3):
+                rows = slice(part * 5, part * 5 + 5)
+                loss = F.cross_entropy(setup.model(x[rows]), y[rows]) / 3
+                loss.backward()
+                total += loss.detach()
+            setup.optimizer.step()
+            return total
+
+        return Setup(setup.model, setup.optimizer, step)
+
+    step = assert_same_steps(make)
+    assert sum(s.kernel == "add" for s in step.program.instructions()) >= 8
+    if backend == "numba":
+        tasks = [call.task.name for s in step._latest._steps for call in getattr(s, "calls", ())]
+        assert tasks.count("elementwise._add") == 3  # the totals; gradients need none
+
+
 def test_the_whole_step_is_one_plan_of_native_calls() -> None:
     tg.set_default_device("numba")
     setup = train()

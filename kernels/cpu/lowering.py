@@ -62,11 +62,19 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
 def lower(steps: list[Any], exposed: list[np.ndarray]) -> list[Any]:
     """The steps (those with a ``kernel`` are instructions) with neighbours as plans; ``exposed``
     are the arrays that are read after them."""
-    gates = _gates(steps, exposed)
+    layers = {
+        n
+        for n, step in enumerate(steps)
+        if getattr(step, "kernel", "") == "linear_backward" and _calls(step, {}) is not None
+    }
+    changes = _gates(steps, exposed, layers)
+    sums = _sums_into(steps, exposed, layers, changes)
     lowered: list[Any] = []
     calls: list[Call] = []
     for n, step in enumerate([*steps, None]):
-        own = _calls(step, gates.get(n, {})) if hasattr(step, "kernel") else None
+        if n in sums:
+            continue
+        own = _calls(step, changes.get(n, {})) if hasattr(step, "kernel") else None
         if own is not None:
             calls += own
             continue
@@ -88,7 +96,9 @@ def _calls(step: Any, changes: dict[str, Any]) -> list[Call] | None:
     return make(**{**step.args, **out, **changes})
 
 
-def _gates(steps: list[Any], exposed: list[np.ndarray]) -> dict[int, dict[str, Any]]:
+def _gates(
+    steps: list[Any], exposed: list[np.ndarray], layers: set[int]
+) -> dict[int, dict[str, Any]]:
     """Changed arguments of the steps, by number, where a product can take over a ReLU's gradient.
 
     Two layers in a row: what the upper gives to the lower alone, the lower would zero where its
@@ -96,9 +106,8 @@ def _gates(steps: list[Any], exposed: list[np.ndarray]) -> dict[int, dict[str, A
     """
     changes: dict[int, dict[str, Any]] = {}
     last: dict[tuple[Any, ...], int] = {}  # who gave a gradient
-    for n, step in enumerate(steps):
-        if getattr(step, "kernel", "") != "linear_backward":
-            continue
+    for n in sorted(layers):
+        step = steps[n]
         g, y, giver = step.args["g"], step.args["y"], last.get(_place(step.args["g"]))
         if step.args["activation"] == "relu" and giver is not None:
             alone = not any(_touches(s, g) for s in steps[giver + 1 : n]) and _over(
@@ -111,6 +120,55 @@ def _gates(steps: list[Any], exposed: list[np.ndarray]) -> dict[int, dict[str, A
         if step.results[0] is not None:
             last[_place(step.results[0])] = n
     return changes
+
+
+def _sums_into(
+    steps: list[Any],
+    exposed: list[np.ndarray],
+    layers: set[int],
+    changes: dict[int, dict[str, Any]],
+) -> set[int]:
+    """The additions that a layer's gradient takes over, as it is summed into ``.grad`` for a second
+    time: what the layer gives is added where it belongs at once. Adds to the changed arguments.
+    """
+    done = set()
+    for n, step in enumerate(steps):
+        if getattr(step, "kernel", "") != "add":
+            continue
+        total, given = step.args["a"], step.args["b"]
+        if not hasattr(total, "strides") or not hasattr(given, "strides"):
+            continue
+        giver = _giver(steps[:n], given)
+        if giver not in layers or _place(total) != _place(step.results[0]):
+            continue
+        between, layer = steps[giver + 1 : n], steps[giver]
+        alike = total.shape == given.shape and total.dtype == given.dtype
+        free = alike and not any(_touches(s, given) or _touches(s, total) for s in between)
+        shown = any(np.may_share_memory(given, x) for x in exposed)
+        if free and not shown and _over(given, steps[n + 1 :]) and total.flags.carray:
+            place = [r is given for r in layer.results].index(True)
+            now = changes.setdefault(giver, {})
+            now.setdefault("out", layer.results)
+            now.setdefault("added", (False,) * 3)
+            now["out"] = _with(now["out"], place, total)
+            now["added"] = _with(now["added"], place, True)
+            done.add(n)
+    return done
+
+
+def _giver(steps: list[Any], gradient: Any) -> int | None:
+    """The last of the steps that touch this gradient, if it is the layer that gives it."""
+    for n in reversed(range(len(steps))):
+        if getattr(steps[n], "kernel", "") == "linear_backward":
+            if any(r is gradient for r in steps[n].results[1:]):
+                return n
+        elif _touches(steps[n], gradient):
+            return None
+    return None
+
+
+def _with(values: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
+    return (*values[:place], value, *values[place + 1 :])
 
 
 def _over(array: np.ndarray, steps: list[Any]) -> bool:
