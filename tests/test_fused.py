@@ -57,6 +57,8 @@ ON_THREADS: dict[str, Callable[[int], Any]] = {
     "layer_norm_backward": lambda n: norm_backward(
         normal(n // 70, 70), normal(n // 70, 70, seed=1), normal(70)
     ),
+    "softmax": lambda n: k.softmax(normal(n // 9, 9), 1),
+    "log_softmax": lambda n: k.log_softmax(normal(n // 33, 33), 1),
     "bce_loss": lambda n: k.bce_loss(*shares(n)),
     "bce_with_logits": lambda n: k.bce_with_logits(normal(n), shares(n)[1], *shares(n)),
     "nll_loss": lambda n: k.nll_loss(normal(n // 9, 9), np.arange(n // 9) % 9),
@@ -194,6 +196,19 @@ def test_a_step_with_layer_norm_dropout_gelu_and_clipping_is_one_plan() -> None:
     assert kinds(step) == ["Host", "Plan"]
     names = {s.kernel for s in step.program.instructions()}
     assert {"layer_norm", "layer_norm_backward", "draw", "dropout", "clip_scale"} <= names
+
+
+@pytest.mark.parametrize("shape", [(7,), (300, 33), (2, 3, 5000)])
+def test_softmax_in_a_compiled_function_is_one_plan(shape: tuple[int, ...]) -> None:
+    def both(x: Any) -> Any:
+        return F.softmax(x, -1), F.log_softmax(x, x.ndim - 1)
+
+    compiled = tg.compile(both)
+    for seed in range(3):
+        x = tg.tensor(normal(*shape, seed=seed))
+        for a, b in zip(compiled(x), both(x), strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+    assert kinds(compiled) == ["Plan"]
 
 
 @pytest.mark.parametrize("name", ["bce", "logits", "nll"])

@@ -46,12 +46,10 @@ class CompileError(ValueError):
 class Instruction:
     """A kernel call: its arguments by the names of the reference, and the arrays it gives."""
 
-    def __init__(
-        self, kernel: str, args: dict[str, Any], results: tuple[Array | None, ...]
-    ) -> None:
+    def __init__(self, kernel: str, args: dict[str, Any], results: tuple[Array, ...]) -> None:
         self.kernel = kernel
         self.args = args
-        self.results = results
+        self.results = results  # None among them for what was not needed
 
     def arguments(self) -> list[Array]:
         """The arrays among the arguments."""
@@ -286,7 +284,7 @@ class Draft:
         touching = self.touching(array)
         if not touching or any(_overlap(array, x) for x in self.inputs):
             return None
-        first = self.steps[touching[0]]
+        first = dict(self.instructions())[touching[0]]
         gives = any(r is not None and _place(r) == _place(array) for r in first.results)
         reads = any(_overlap(array, a) for a in first.arguments())
         return touching[0] if gives and not reads and _place(array) in self.fresh else None
@@ -607,6 +605,8 @@ def _form(value: Any, tensors: list[Tensor]) -> Any:
 
 class CompiledFunction:
     """A function that is recorded at its first call for each kind of arguments, then replayed."""
+
+    __name__: str  # the function's: update_wrapper sets it
 
     def __init__(self, function: Callable[..., Any]) -> None:
         functools.update_wrapper(self, function, updated=())

@@ -1,8 +1,8 @@
 """Sums over contiguous rows, in an order that the length of the rows alone decides.
 
-Lane k adds up the terms of the elements k, k + lanes, k + 2 · lanes, …; then the lanes are folded
+Lane k combines the terms of the elements k, k + lanes, k + 2 · lanes, …; then the lanes are folded
 in halves. The lanes are as many as fill a few vectors, so that an addition need not wait for the
-one before.
+one before; where rows may be short, fewer.
 """
 
 from __future__ import annotations
@@ -15,21 +15,35 @@ from numba.core import cgutils, types
 from numba.core.types.containers import UniTuple
 from numba.extending import intrinsic
 
-__all__ = ["lanes_of", "magnitude", "spread", "sums", "updates"]
+__all__ = ["folds", "lanes_of", "magnitude", "spread", "sums", "updates"]
 
 BYTES = 256  # of one sum's lanes
 STEP = 64  # bytes of a row that ``updates`` takes at a time
 
 Term = Callable[[Any, list[Any], list[Any]], Any]
+Combine = Callable[[Any, Any, Any], Any]
 Update = Callable[[Any, list[Any], list[Any], Any], Any]
 
 
-def sums(*terms: Term, widen: bool = False) -> Any:
-    """An intrinsic f(rows, numbers) that gives the sum of each term over all places of the rows.
+def sums(*terms: Term, widen: bool = False, lanes: int | None = None) -> Any:
+    """An intrinsic f(rows, numbers) that gives the sum of each term: ``folds`` by addition."""
+    return folds(_plus, 0.0, *terms, widen=widen, lanes=lanes)
+
+
+def folds(
+    combine: Combine,
+    neutral: float,
+    *terms: Term,
+    widen: bool = False,
+    lanes: int | None = None,
+) -> Any:
+    """An intrinsic f(rows, numbers) that combines each term over all places of the rows; it is
+    ``neutral`` where there are none.
 
     rows: a tuple of arrays (D,), C-contiguous; numbers: a tuple of floats of their dtype. A term is
-    emitted by term(builder, elements, numbers), from and to vectors. The sums, and with them the
-    elements, are float64 if ``widen``.
+    emitted by term(builder, elements, numbers), from and to vectors, of which combine(builder, a,
+    b) makes one. The results, and with them the elements, are float64 if ``widen``. ``lanes``
+    is a power of 2, by default as many as fill BYTES.
     """
 
     @intrinsic
@@ -40,37 +54,38 @@ def sums(*terms: Term, widen: bool = False) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             narrow, wide = (context.get_data_type(t) for t in (dtype, result))
-            lanes = BYTES * 8 // result.bitwidth
+            count = lanes or BYTES * 8 // result.bitwidth
             arrays = [
                 context.make_array(t)(context, builder, v)
                 for t, v in zip(rows.types, cgutils.unpack_tuple(builder, values[0]), strict=True)
             ]
-            given = [spread(builder, v, lanes) for v in cgutils.unpack_tuple(builder, values[1])]
+            given = [spread(builder, v, count) for v in cgutils.unpack_tuple(builder, values[1])]
             (size,) = cgutils.unpack_tuple(builder, arrays[0].shape)
-            vector, zero = ir.VectorType(narrow, lanes), ir.VectorType(wide, lanes)(None)
-            totals = [cgutils.alloca_once_value(builder, zero) for _ in terms]
+            vector = ir.VectorType(narrow, count)
+            start = ir.Constant(ir.VectorType(wide, count), [neutral] * count)
+            totals = [cgutils.alloca_once_value(builder, start) for _ in terms]
 
-            def add(load: Callable[[Any], Any], only: Any = None) -> None:
+            def take(load: Callable[[Any], Any], only: Any = None) -> None:
                 elements = [load(a.data) for a in arrays]
                 if widen and narrow != wide:
-                    elements = [builder.fpext(e, zero.type) for e in elements]
+                    elements = [builder.fpext(e, start.type) for e in elements]
                 for term, into in zip(terms, totals, strict=True):
                     value = term(builder, elements, given)
-                    value = value if only is None else builder.select(only, value, zero)
-                    builder.store(builder.fadd(builder.load(into), value), into)
+                    value = value if only is None else builder.select(only, value, start)
+                    builder.store(combine(builder, builder.load(into), value), into)
 
             def place(data: Any, at: Any) -> Any:
                 return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
 
             align = dtype.bitwidth // 8
-            whole = builder.and_(size, size.type(-lanes))
-            with cgutils.for_range_slice(builder, size.type(0), whole, size.type(lanes)) as (at, _):
-                add(lambda data: builder.load(place(data, at), align=align))
+            whole = builder.and_(size, size.type(-count))
+            with cgutils.for_range_slice(builder, size.type(0), whole, size.type(count)) as (at, _):
+                take(lambda data: builder.load(place(data, at), align=align))
             left = builder.sub(size, whole)
             with builder.if_then(builder.icmp_signed(">", left, left.type(0))):
-                inside = _first(builder, left, lanes)
-                add(lambda data: _load_some(builder, place(data, whole), inside, align), inside)
-            results = [_fold(builder, builder.load(t)) for t in totals]
+                inside = _first(builder, left, count)
+                take(lambda data: _load_some(builder, place(data, whole), inside, align), inside)
+            results = [_fold(builder, combine, builder.load(t)) for t in totals]
             if len(results) == 1:
                 return results[0]
             return context.make_tuple(builder, several, results)
@@ -171,14 +186,15 @@ def _first(builder: Any, count: Any, lanes: int) -> Any:
     return builder.icmp_signed("<", numbers, spread(builder, count, lanes))
 
 
-def _fold(builder: Any, vector: Any) -> Any:
+def _plus(builder: Any, a: Any, b: Any) -> Any:
+    return builder.fadd(a, b)
+
+
+def _fold(builder: Any, combine: Combine, vector: Any) -> Any:
     half = vector.type.count // 2
     while half:
-        low, high = (lanes_of(list(range(first, first + half))) for first in (0, half))
-        vector = builder.fadd(
-            builder.shuffle_vector(vector, vector, low),
-            builder.shuffle_vector(vector, vector, high),
-        )
+        halves = [lanes_of(list(range(first, first + half))) for first in (0, half)]
+        vector = combine(builder, *[builder.shuffle_vector(vector, vector, h) for h in halves])
         half //= 2
     return builder.extract_element(vector, ir.IntType(32)(0))
 

@@ -114,7 +114,7 @@ def integer(typingctx: Any, args: Any, k: Any) -> Any:
     """The whole number in slot k."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _slot(context, builder, *values, ir.IntType(64))
+        return _slot(context, builder, values[0], values[1], ir.IntType(64))
 
     return types.int64(args, types.int64), generate
 
@@ -124,7 +124,7 @@ def number(typingctx: Any, args: Any, k: Any) -> Any:
     """The floating number in slot k, float64."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        return _slot(context, builder, *values, ir.DoubleType())
+        return _slot(context, builder, values[0], values[1], ir.DoubleType())
 
     return types.float64(args, types.int64), generate
 

@@ -144,15 +144,16 @@ def linear_backward_calls(
     direct = g.flags.c_contiguous and all(o is None or o.flags.carray for o in (*out, y))
     if not direct or not compilable(*inputs):
         return None
-    (dx, dw, db), calls = out, []
+    dx, dw, db = (o if needed else None for o, needed in zip(out, needs, strict=True))
+    calls = []
     if y is not None and activation == "relu":
         masked = np.empty_like(g)
         calls += relu_backward_calls(g, y, masked) or []
         g = masked
-    if needs[1]:
+    if dw is not None:
         calls.append(product(g.T, x, dw, added=added[1]))
-    if needs[0]:
+    if dx is not None:
         calls.append(product(g, w, dx, gate=gate))
-    if needs[2]:
+    if db is not None:
         calls.append(sum_rows(g, db, added[2]))
     return calls

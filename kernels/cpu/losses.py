@@ -414,7 +414,7 @@ def _finish(terms, d, weight, reduction, size):
         divisor = terms.dtype.type(size)
         for n in range(len(d)):
             d[n] /= divisor
-    return row_sum(terms)
+    return row_sum((terms,), ())
 
 
 @task

@@ -21,6 +21,7 @@ from .losses import (
 from .normalization import layer_norm_backward_calls, layer_norm_calls
 from .optimizers import adam_step_calls, count_step_calls, sgd_step_calls
 from .randoms import draw_calls, dropout_calls
+from .rows import log_softmax_calls, softmax_calls
 
 __all__: list[str] = []
 
@@ -40,6 +41,8 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
     "relu_backward": elementwise.relu_backward_calls,
     "gelu": elementwise.gelu_calls,
     "gelu_backward": elementwise.gelu_backward_calls,
+    "softmax": softmax_calls,
+    "log_softmax": log_softmax_calls,
     "linear": linear_calls,
     "linear_backward": linear_backward_calls,
     "softmax_cross_entropy": softmax_cross_entropy_calls,
