@@ -37,6 +37,7 @@ __all__ = ["CompileError", "CompiledFunction", "Instruction", "Program", "compil
 
 VIEWS = ("reshape", "permute", "expand", "getitem")
 MOST_RECORDINGS = 16  # of one function for one kind of arguments
+_one_records = threading.Lock()  # a backend has one observer at a time
 
 
 class CompileError(ValueError):
@@ -111,8 +112,9 @@ class Recorder:
     """Looks at the kernel calls of this thread, and hears of what else matters from tensors,
     modules and optimizers, which find it as ``autograd.recorder()``."""
 
-    def __init__(self, inputs: list[Array]) -> None:
+    def __init__(self, inputs: list[Array], backend: Backend) -> None:
         self.inputs = inputs
+        self.backend = backend
         self.steps: list[Instruction | Host] = []
         self.tensors: dict[int, tuple[Tensor, Array, bool]] = {}  # made before, as they were
         self.modules: dict[int, tuple[Any, bool]] = {}
@@ -134,15 +136,22 @@ class Recorder:
         arguments = {k: v for k, v in bound.arguments.items() if k != "out"}
         results = result if isinstance(result, tuple) else (result,)
         results = () if result is None else results
-        places = [_place(r) for r in results if r is not None]
-        self._results.update(places)
-        given = [_place(o) for o in _flat([bound.arguments.get("out")]) if o is not None]
-        self.fresh.update(set(places).difference(given))
+        held = [a for a in _flat(bound.arguments.values()) if hasattr(a, "strides")]
+        for r in results:
+            if r is not None:
+                self._results.add(_place(r))
+                if not any(_overlap(r, a) for a in held):  # neither a view nor given as out
+                    self.fresh.add(_place(r))
         self.steps.append(Instruction(name, arguments, results))
         return result
 
     def saw(self, tensor: Tensor) -> None:
         """Note a tensor that takes part; those that were there before must stay as they are."""
+        if tensor.backend is not self.backend:
+            self.refuse(
+                f"a tensor of {tensor.backend!r} takes part, but {self.backend!r} is recorded, "
+                "that of the arguments or else the default; move it there before the call"
+            )
         if id(tensor) not in self.tensors and _place(tensor._array) not in self._results:
             self.tensors[id(tensor)] = tensor, tensor._array, tensor._requires_grad
 
@@ -152,7 +161,13 @@ class Recorder:
 
     def reads_grad(self, leaf: Tensor) -> None:
         """The function depends on what ``leaf.grad`` was before it ran."""
-        self.grads.setdefault(id(leaf), (leaf, True, leaf._grad))
+        self.grads.setdefault(id(leaf), (leaf, not self.makes(leaf._array), leaf._grad))
+
+    def makes(self, array: Array) -> bool:
+        """Whether the memory is the function's own: it begins anew at each run."""
+        place = _place(array)
+        inside = place in self.fresh or any(_place(x) == place for x in self.inputs)
+        return inside or any(made is array for made, _ in self.made)
 
     def sets_grad(self, leaf: Tensor) -> None:
         """The function replaces ``leaf.grad``, whatever it was."""
@@ -334,8 +349,11 @@ def drop_unit_products(draft: Draft) -> None:
         if s.kernel != "mul":
             continue
         x, one, (y,) = s.args["a"], s.args["b"], s.results
-        unit = hasattr(one, "strides") and _place(one)[0] in ones
-        if unit and x.shape == y.shape and len(draft.writing(y)) == len(draft.writing(x)) == 1:
+        i, maker = draft.steps.index(s), draft.maker(x)
+        unit = hasattr(one, "strides") and _place(one)[0] in ones and x.shape == y.shape
+        if not unit or maker is None or not draft.only_whole(y):
+            continue
+        if draft.writing(x) == [maker] and draft.writing(y) == [i]:
             draft.steps.remove(s)
             draft.replace(y, x)
 
@@ -371,11 +389,22 @@ def drop_dead(draft: Draft) -> None:
 def hosts_first(draft: Draft) -> None:
     """What Python writes at each run, it writes before the kernels, so that these run in one go."""
     place = 0
-    for host in [s for s in draft.steps if isinstance(s, Host) and s.writes]:
+    for host in [s for s in draft.steps if isinstance(s, Host)]:
         i = next(n for n, s in enumerate(draft.steps) if s is host)
-        if not any(draft.touching(a, 0, i) for a in host.writes):
-            draft.steps.insert(place, draft.steps.pop(i))
-            place += 1
+        if not host.writes or any(draft.touching(a, 0, i) for a in host.writes):
+            break  # those behind it may depend on what it does
+        draft.steps.insert(place, draft.steps.pop(i))
+        place += 1
+
+
+def copy_inputs_out(draft: Draft) -> None:
+    """A result that is an argument, or a view of one, is copied: a run may read the argument where
+    the caller has it."""
+    for x in [x for x in draft.exposed if any(_overlap(x, a) for a in draft.inputs)]:
+        own = reference.namespace(x).empty(x.shape, x.dtype)
+        own[...] = x
+        draft.steps.append(Instruction("copy", {"x": x}, (own,)))
+        draft.exposed = [own if _place(e) == _place(x) else e for e in draft.exposed]
 
 
 def share_buffers(draft: Draft) -> None:
@@ -406,7 +435,7 @@ def share_buffers(draft: Draft) -> None:
 
 PASSES = (
     drop_views, keep_arguments, restore_made, drop_unit_products, write_in_place, drop_dead,
-    hosts_first, share_buffers,
+    hosts_first, copy_inputs_out, share_buffers,
 )  # fmt: skip
 
 
@@ -600,6 +629,8 @@ def _form(value: Any, tensors: list[Tensor]) -> Any:
         return type(value), tuple([_form(v, tensors) for v in value])
     if isinstance(value, dict):
         return dict, tuple([(k, _form(v, tensors)) for k, v in value.items()])
+    if isinstance(value, float):
+        return type(value), value.hex()  # tells -0.0 from 0.0, and knows a NaN again
     return type(value), value
 
 
@@ -699,9 +730,9 @@ def _record(
         if id(t) not in copies:
             copies[id(t)] = Tensor(t.backend.copy(t._array), t.backend)
     own = [copies[id(t)] for t in tensors]
-    recorder = Recorder([t._array for t in own])
     backend = _only_backend(own)
-    with autograd.recording(recorder), backend.observed(recorder.called):
+    recorder = Recorder([t._array for t in own], backend)
+    with _one_records, autograd.recording(recorder), backend.observed(recorder.called):
         again = iter(own)
         result = function(*_rebuilt(args, again), **_rebuilt(kwargs, again))
     for t in _leaves(result):

@@ -17,7 +17,7 @@ __all__ = ["crew", "get_num_threads", "set_num_threads"]
 
 WAITED = 40  # where in the table a job leaves how long it waited
 LONG_WAIT = 200_000  # nanoseconds
-SHORT, LONGEST = 10_000_000, 160_000_000
+SHORT, LONGEST = 5_000_000, 40_000_000
 
 
 class Helper:

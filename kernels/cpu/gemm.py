@@ -513,7 +513,8 @@ def _block(a, b, bias, relu, gate, added, out, number):
     left, vector = height % ROWS, VECTOR_BYTES // item
     inside = width % panel == 0 and (left <= SINGLE or left == HALF)  # no tile passes out's end
     inside |= width % vector == 0 and left == 0
-    in_place = inside and not copied and not added
+    once = a.shape[1] <= DEPTH  # then the sums are stored, and never loaded again
+    in_place = inside and not added and (once or not copied)
     if in_place:
         sums, first, row, across = out.reshape(-1), i0 * n + j0, n, panel
     else:
