@@ -115,11 +115,19 @@ class Backend:
         finally:
             self.__dict__.update(kernels)
 
-    def lower(self, instructions: list[Any], exposed: list[Array]) -> list[Any]:
+    def lower(
+        self, instructions: list[Any], exposed: list[Array], unchanging: list[Array]
+    ) -> list[Any]:
         """The instructions of a program, with runs of them as plans where the backend makes such:
-        things with ``run()``, ``rebind`` and ``pieces``. The ``exposed`` arrays are read later."""
+        things with ``run()``, ``binder`` and ``pieces``. The ``exposed`` arrays are read later. Of
+        the ``unchanging`` a plan may read a copy in another layout: its ``packed`` lists each such
+        array with a function that copies it again."""
         module: Any = importlib.import_module(self._overrides) if self._overrides else None
-        return module.lower(instructions, exposed) if hasattr(module, "lower") else instructions
+        return (
+            module.lower(instructions, exposed, unchanging)
+            if hasattr(module, "lower")
+            else instructions
+        )
 
     def owns(self, x: Any) -> bool:
         """Whether x is an array of this backend's array module."""

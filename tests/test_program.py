@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -329,12 +330,216 @@ def test_keywords_values_and_methods(backend: str) -> None:
         np.testing.assert_array_equal(shifted.numpy(), X[0] * 3 + 1)
 
 
+def test_weights_that_change_between_calls_are_read_anew(backend: str) -> None:
+    """A forward keeps them in another layout: however they are written, it must notice."""
+    model = nn.Sequential(nn.Linear(20, 6), nn.ReLU(), nn.Linear(6, 5))
+    forward = tg.compile(tg.no_grad()(lambda x: model(x)))
+    optimizer = tg.optim.SGD(model.parameters(), lr=0.1)
+    x, y = tg.tensor(X[0]), tg.tensor(Y[0])
+
+    @tg.compile
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+    outside = model[2].weight.detach().numpy()
+    writes = [
+        lambda: step(),
+        lambda: step(),
+        lambda: model[0].weight.data.mul_(2),
+        lambda: model.load_state_dict({k: v * 3 for k, v in model.state_dict().items()}),
+        lambda: outside.__imul__(0.5),
+        lambda: setattr(model[0].weight, "data", tg.from_numpy(np.ones((6, 20), np.float32))),
+        lambda: nn.init.uniform_(model[0].weight),
+    ]
+    for write in writes:
+        write()
+        expected = model(x).detach().numpy()
+        np.testing.assert_array_equal(forward(x).numpy(), expected)
+
+
 def test_a_compiled_function_in_another_is_part_of_it(backend: str) -> None:
     inner = tg.compile(lambda x: x * 2)
     outer = tg.compile(lambda x: inner(x) + 1)
     for n in range(3):
         np.testing.assert_array_equal(outer(tg.tensor(X[n])).numpy(), X[n] * 2 + 1)
     assert not inner._replays
+
+
+def assert_follows(make: Callable[[], tuple[Any, Callable[[], Any]]], *calls: Any) -> None:
+    """``make`` gives a function and what to look at after each call of it; each of ``calls`` are
+    arguments. Compiled, results and state are the same."""
+    (plain, looked), (function, seen) = make(), make()
+    compiled = tg.compile(function)
+    for n, args in enumerate(calls):
+        got, expected = compiled(*args), plain(*args)
+        for a, b in zip((*got, *seen()), (*expected, *looked()), strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=f"call {n}")
+
+
+def training(loss: Callable[[Any, Any], Any], width: int) -> Callable[[], Any]:
+    def make() -> Any:
+        tg.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, width))
+        optimizer = tg.optim.SGD(model.parameters(), lr=0.1)
+
+        def step(x: Any) -> Any:
+            optimizer.zero_grad()
+            value = loss(model(x), x)
+            value.backward()
+            optimizer.step()
+            return [value.detach()]
+
+        return step, lambda: [p.detach() for p in model.parameters()]
+
+    return make
+
+
+def inputs() -> list[tuple[Any]]:
+    return [(tg.tensor(x),) for x in X]
+
+
+@pytest.mark.parametrize(
+    ("loss", "width"),
+    [
+        (lambda y, x: F.mse_loss(y.squeeze(1), x[:, 0]), 1),
+        (lambda y, x: F.mse_loss(y.reshape(-1), x[:, :4].reshape(-1)), 4),
+        (lambda y, x: F.mse_loss(y.T, x[:, :4].T), 4),
+        (lambda y, x: F.mse_loss(y[:, 1:3], x[:, :2]), 4),
+        (lambda y, x: y.T.exp().mean(), 4),
+    ],
+    ids=["squeeze", "reshape", "transposed", "slice", "not contiguous"],
+)
+def test_a_loss_on_a_view_of_the_output(backend: str, loss: Any, width: int) -> None:
+    assert_follows(training(loss, width), *inputs())
+
+
+def test_parts_and_views_of_outside_tensors_are_written_at_each_run(backend: str) -> None:
+    def make() -> Any:
+        state, other = tg.zeros(16, 20), tg.zeros(16, 20)
+
+        def write(x: Any) -> Any:
+            state[0] = x[1]
+            state[1:, 2] = x[1:, 0]
+            seen = other.reshape(16, 20)
+            other.mul_(0.5)
+            other[...] = x
+            return [seen * 1]
+
+        return write, lambda: [state, other]
+
+    assert_follows(make, *inputs())
+
+
+def test_arguments_and_views_of_them_are_results(backend: str) -> None:
+    assert_follows(lambda: (lambda x: (x, x * 2, x[:, :3], x.T, x), list), *inputs())
+
+
+def test_rows_move_within_a_tensor(backend: str) -> None:
+    def make() -> Any:
+        history = tg.zeros(5, 20)
+
+        def push(x: Any) -> Any:
+            history[1:].copy_(history[:-1])
+            history[0] = x[0]
+            return [history * 1]
+
+        return push, lambda: [history]
+
+    assert_follows(make, *inputs())
+
+
+def test_a_product_with_one_is_kept_where_the_factor_changes_later(backend: str) -> None:
+    def make() -> Any:
+        w = tg.tensor([2.0])
+
+        def step(x: Any) -> Any:
+            before = w * tg.tensor([1.0])
+            w.add_(x)
+            return [before]
+
+        return step, lambda: [w]
+
+    assert_follows(make, *[(tg.tensor([float(n)]),) for n in range(4)])
+
+
+def test_a_schedule_may_step_before_the_optimizer(backend: str) -> None:
+    def make() -> Setup:
+        setup = train(lambda p: tg.optim.SGD(p, lr=0.1, momentum=0.9))
+        schedule = lr_scheduler.ExponentialLR(setup.optimizer, gamma=0.5)
+
+        def step(x: Any, y: Any) -> Any:
+            schedule.step()
+            return setup.step(x, y)
+
+        return Setup(setup.model, setup.optimizer, step)
+
+    assert_same_steps(make, 6)
+
+
+def test_leaves_made_inside_begin_anew_and_are_recorded_once(backend: str) -> None:
+    model = nn.Linear(20, 5).requires_grad_(False)
+
+    def attack(x: Any) -> Any:
+        x = x.clone().requires_grad_()
+        model(x).exp().mean().backward()
+        return [x.detach() + 0.1 * x.grad]
+
+    compiled = tg.compile(attack)
+    for (x,) in inputs():
+        np.testing.assert_array_equal(compiled(x)[0].numpy(), attack(x)[0].numpy())
+    assert [len(replays) for replays in compiled._replays.values()] == [1]
+
+
+def test_zeros_of_both_signs_and_nan_as_values(backend: str) -> None:
+    divide = tg.compile(lambda x, zero: 1 / (x * zero))
+    x = tg.tensor([1.0])
+    assert [divide(x, zero).item() for zero in (0.0, -0.0, 0.0)] == [np.inf, -np.inf, np.inf]
+    for _ in range(3):
+        assert np.isnan(divide(x, float("nan")).item())
+    assert len(divide._replays) == 3
+
+
+def test_two_threads_may_record_at_once(backend: str) -> None:
+    """Each its own function; that of one is not seen by the other."""
+    failures: list[Any] = []
+    both = threading.Barrier(2)
+
+    def work(first: bool) -> None:
+        tg.set_default_device(backend)
+        total = tg.zeros(3)
+
+        def add(x: Any) -> Any:
+            time.sleep(0 if first else 0.02)
+            total.add_(x)
+            time.sleep(0.04 if first else 0.06)
+            total.add_(x)
+            return x * 2
+
+        compiled = tg.compile(add)
+        both.wait()
+        for _ in range(3):
+            compiled(tg.ones(3))
+        if total.tolist() != [6.0] * 3:
+            failures.append(total.tolist())
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in (True, False)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not failures
+
+
+def test_tensors_of_another_backend_are_refused(backend: str) -> None:
+    other = next(name for name in BACKENDS if name != backend)
+    tg.set_default_device(other)
+    model = nn.Linear(20, 5)
+    tg.set_default_device(backend)
+    fixed = tg.tensor(X[0]).to(model.weight.backend)
+    with pytest.raises(tg.CompileError, match="takes part"):
+        tg.compile(tg.no_grad()(lambda: model(fixed)))()
 
 
 # --- what is refused ------------------------------------------------------------------------

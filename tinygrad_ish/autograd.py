@@ -124,6 +124,7 @@ class Version:
 
     count = 0  # writes
     rebased = 0  # those among them that are part of a graph
+    exposed = False  # an array outside shares the memory, and writes to it are not counted
     writer = ""
 
     def bump(self, writer: str) -> None:

@@ -338,6 +338,11 @@ def restore_made(draft: Draft) -> None:
             draft.steps.insert(0, again)
 
 
+def _laid_out_alike(x: Array, y: Array) -> bool:
+    """Whether one may stand for the other: the order of sums can follow the order in memory."""
+    return x.shape == y.shape and x.flags.c_contiguous and y.flags.c_contiguous
+
+
 def drop_unit_products(draft: Draft) -> None:
     """x · 1 is x: the gradient that ``backward`` begins with is 1."""
     ones = [
@@ -350,7 +355,7 @@ def drop_unit_products(draft: Draft) -> None:
             continue
         x, one, (y,) = s.args["a"], s.args["b"], s.results
         i, maker = draft.steps.index(s), draft.maker(x)
-        unit = hasattr(one, "strides") and _place(one)[0] in ones and x.shape == y.shape
+        unit = hasattr(one, "strides") and _place(one)[0] in ones and _laid_out_alike(x, y)
         if not unit or maker is None or not draft.only_whole(y):
             continue
         if draft.writing(x) == [maker] and draft.writing(y) == [i]:
@@ -365,7 +370,7 @@ def write_in_place(draft: Draft) -> None:
             continue
         x, (y,) = s.args["x"], s.results
         i, maker = draft.steps.index(s), draft.maker(x)
-        alike = x.shape == y.shape and y.flags.c_contiguous and not _overlap(x, y)
+        alike = _laid_out_alike(x, y) and not _overlap(x, y)
         if maker is None or not alike or not draft.only_whole(x):
             continue
         later = [j for j in (*draft.writing(x), *draft.writing(y)) if j > i]
@@ -388,13 +393,11 @@ def drop_dead(draft: Draft) -> None:
 
 def hosts_first(draft: Draft) -> None:
     """What Python writes at each run, it writes before the kernels, so that these run in one go."""
-    place = 0
-    for host in [s for s in draft.steps if isinstance(s, Host)]:
+    for place, host in enumerate([s for s in draft.steps if isinstance(s, Host)]):
         i = next(n for n, s in enumerate(draft.steps) if s is host)
         if not host.writes or any(draft.touching(a, 0, i) for a in host.writes):
             break  # those behind it may depend on what it does
         draft.steps.insert(place, draft.steps.pop(i))
-        place += 1
 
 
 def copy_inputs_out(draft: Draft) -> None:
@@ -413,7 +416,9 @@ def share_buffers(draft: Draft) -> None:
     for i, s in draft.instructions():
         for r in s.results:
             shown = r is None or any(_overlap(r, x) for x in draft.exposed)
-            if not shown and r.size and draft.maker(r) == i and draft.only_whole(r):
+            if shown or not r.size or not r.flags.c_contiguous:
+                continue
+            if draft.maker(r) == i and draft.only_whole(r):
                 lives.append((i, draft.touching(r)[-1], r))
     rooms: list[tuple[int, list[Array]]] = []  # until when each is taken, and by whom in turn
     for start, end, r in lives:
@@ -429,7 +434,7 @@ def share_buffers(draft: Draft) -> None:
         largest = max(held, key=lambda h: h.size)
         flat = largest.reshape(-1)
         for r in held:
-            if r is not largest and largest.flags.c_contiguous:
+            if r is not largest:
                 draft.replace(r, flat[: r.size].reshape(r.shape))
 
 
@@ -469,9 +474,27 @@ class Replay:
         self._modes = list(recorder.modules.values())
         self._entered = [(leaf, grad) for leaf, read, grad in recorder.grads.values() if read]
         self._settings = recorder.settings
-        self._steps = lower(backend, draft)
+        self._steps = lower(backend, draft, self._unchanging(draft))
+        self._packed = self._copies()
         self._run = [s.action if isinstance(s, Host) else s.run for s in self._steps]
         self._binders = [self._binder(x) for x in draft.inputs]
+
+    def _unchanging(self, draft: Draft) -> list[Array]:
+        """The memory of tensors from outside that no step writes, and nobody uncounted."""
+        return [
+            array
+            for tensor, array, _ in self._tensors
+            if not tensor._version.exposed and not draft.writing(array)
+        ]
+
+    def _copies(self) -> list[_Packed]:
+        """The copies that plans read in another layout, with what tells whether they are true."""
+        versions = {_place(array): tensor._version for tensor, array, _ in self._tensors}
+        return [
+            _Packed(versions[_place(source)], copy)
+            for step in self._steps
+            for source, copy in getattr(step, "packed", ())
+        ]
 
     def holds(self) -> bool:
         """Whether all that the recording took for granted is still so."""
@@ -484,11 +507,16 @@ class Replay:
         for leaf, grad in self._entered:
             if leaf._grad is not grad:
                 return False
+        for packed in self._packed:
+            if packed.version.exposed:
+                return False
         return all([setting() == value for setting, value in self._settings])  # noqa: C419
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         for bind, tensor in zip(self._binders, tensors, strict=True):
             bind(tensor._array)
+        for packed in self._packed:
+            packed.refresh()
         for run in self._run:
             run()
         for version, writer in self._bumps:
@@ -552,6 +580,21 @@ class Replay:
         return Profile(rows, repeat)
 
 
+class _Packed:
+    """A copy of a parameter in the layout that a plan reads fastest."""
+
+    def __init__(self, version: Version, copy: Callable[[], None]) -> None:
+        self.version = version
+        self._copy = copy
+        self._count = version.count
+
+    def refresh(self) -> None:
+        """Copy again if the parameter was written since."""
+        if self._count != self.version.count:
+            self._copy()
+            self._count = self.version.count
+
+
 class Profile(NamedTuple):
     """Microseconds of each kernel, medians. Print it for a table."""
 
@@ -581,9 +624,9 @@ class Direct:
             self.run = functools.partial(kernel, **args, out=results if several else results[0])
 
 
-def lower(backend: Backend, draft: Draft) -> list[Any]:
+def lower(backend: Backend, draft: Draft, unchanging: list[Array]) -> list[Any]:
     """The steps as things that run: plans of the backend where it makes them."""
-    steps = backend.lower(draft.steps, draft.exposed)
+    steps = backend.lower(draft.steps, draft.exposed, unchanging)
     return [Direct(backend, s) if isinstance(s, Instruction) else s for s in steps]
 
 
@@ -691,7 +734,8 @@ class CompiledFunction:
                     stacklevel=4,
                 )
             return self._function(*args, **kwargs)
-        result, replay = _record(self._function, tensors, args, kwargs)
+        with _one_records:
+            result, replay = _record(self._function, tensors, args, kwargs)
         replays.append(replay)
         self._latest = replay
         return result
@@ -732,7 +776,7 @@ def _record(
     own = [copies[id(t)] for t in tensors]
     backend = _only_backend(own)
     recorder = Recorder([t._array for t in own], backend)
-    with _one_records, autograd.recording(recorder), backend.observed(recorder.called):
+    with autograd.recording(recorder), backend.observed(recorder.called):
         again = iter(own)
         result = function(*_rebuilt(args, again), **_rebuilt(kwargs, again))
     for t in _leaves(result):

@@ -142,7 +142,7 @@ class Tensor:
         if not isinstance(value, Tensor):
             raise TypeError(f"data: expected a Tensor, got {type(value).__name__}")
         self._array, self.backend = value._array, value.backend
-        self._version, self._is_view, self._rebased = Version(), False, None
+        self._version, self._is_view, self._rebased = value._version, False, None
 
     def dim(self) -> _int:
         """The number of axes."""
@@ -248,6 +248,7 @@ class Tensor:
         if self.device != "cpu":
             raise TypeError("numpy(): the tensor is on the GPU; use x.cpu().numpy()")
         self._refuse_read("numpy()")
+        self._version.exposed = True
         return self._array
 
     def __array__(self, dtype: Any = None, copy: _bool | None = None) -> np.ndarray:
@@ -257,6 +258,7 @@ class Tensor:
         if self.requires_grad:
             raise TypeError("__dlpack__: the tensor requires a gradient; use x.detach()")
         self._refuse_read("__dlpack__()")
+        self._version.exposed = True
         return self._array.__dlpack__(**options)
 
     def __dlpack_device__(self) -> tuple[_int, _int]:
@@ -1220,7 +1222,7 @@ def from_numpy(array: np.ndarray) -> Tensor:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"from_numpy: expected an ndarray, got {type(array).__name__}")
     dtypes.as_dtype(array.dtype)
-    return Tensor(np.asarray(array), resolve("cpu"))  # of no subclass: a matrix is no array
+    return _sharing(np.asarray(array), resolve("cpu"))  # of no subclass: a matrix is no array
 
 
 def from_dlpack(source: Any) -> Tensor:
@@ -1231,7 +1233,7 @@ def from_dlpack(source: Any) -> Tensor:
     backend = resolve("cpu" if on_cpu else "cuda")
     array = backend.xp.from_dlpack(source)
     dtypes.as_dtype(array.dtype)
-    return Tensor(array, backend)
+    return _sharing(array, backend)
 
 
 def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
@@ -1240,8 +1242,15 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
         return data.to(dtype=dtype, device=device)
     backend = resolve(device)
     if dtype is None and backend.owns(data) and data.dtype in dtypes.SUPPORTED:
-        return Tensor(backend.asarray(data), backend)
+        return _sharing(backend.asarray(data), backend)
     return tensor(data, dtype, backend)
+
+
+def _sharing(array: Array, backend: Backend) -> Tensor:
+    """A tensor in memory that others may write to."""
+    out = Tensor(array, backend)
+    out._version.exposed = True
+    return out
 
 
 @_quiet

@@ -445,10 +445,18 @@ def _laid_out(calls: Sequence[Call]) -> np.ndarray:
 
 
 class Plan:
-    """Calls laid out to be performed again and again, on the memory they were made with."""
+    """Calls laid out to be performed again and again, on the memory they were made with.
 
-    def __init__(self, calls: list[Call]) -> None:
+    ``packed`` lists arrays of which the calls read copies, each with a function to copy it again.
+    """
+
+    def __init__(
+        self,
+        calls: list[Call],
+        packed: Sequence[tuple[np.ndarray, Callable[[], None]]] = (),
+    ) -> None:
         self.calls = calls
+        self.packed = packed
         self._code = _laid_out(calls).copy()
         self._levels = np.array(_levels(calls))
         self._divisible = _divisible(calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,15 @@ from .rows import log_softmax_calls, softmax_calls
 
 __all__: list[str] = []
 
+FEW_ROWS = 256  # of a product whose weights are kept transposed if they do not change
+
+
+def _copy_calls(x: np.ndarray, out: np.ndarray) -> list[Call] | None:
+    """``copy`` as a call, unless elements would be read after others were written over them."""
+    shifted = np.may_share_memory(x, out) and x.ctypes.data != out.ctypes.data
+    return None if shifted else elementwise.copy_calls(x, out)
+
+
 # Each gives the calls of a kernel on these very arrays, or None where its Python function is to
 # answer, for the sake of a copy or of a dtype that is not compiled.
 CALLS: dict[str, Callable[..., list[Call] | None]] = {
@@ -32,7 +42,7 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
     "sub": elementwise.sub_calls,
     "mul": elementwise.mul_calls,
     "div": elementwise.div_calls,
-    "copy": elementwise.copy_calls,
+    "copy": _copy_calls,
     "exp": elementwise.exp_calls,
     "log": elementwise.log_calls,
     "tanh": elementwise.tanh_calls,
@@ -62,9 +72,9 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
 }
 
 
-def lower(steps: list[Any], exposed: list[np.ndarray]) -> list[Any]:
+def lower(steps: list[Any], exposed: list[np.ndarray], unchanging: list[np.ndarray]) -> list[Any]:
     """The steps (those with a ``kernel`` are instructions) with neighbours as plans; ``exposed``
-    are the arrays that are read after them."""
+    are the arrays that are read after them, ``unchanging`` those that others seldom write."""
     layers = {
         n
         for n, step in enumerate(steps)
@@ -72,6 +82,7 @@ def lower(steps: list[Any], exposed: list[np.ndarray]) -> list[Any]:
     }
     changes = _gates(steps, exposed, layers)
     sums = _sums_into(steps, exposed, layers, changes)
+    packed = _pack(steps, unchanging, changes)
     lowered: list[Any] = []
     calls: list[Call] = []
     for n, step in enumerate([*steps, None]):
@@ -82,8 +93,8 @@ def lower(steps: list[Any], exposed: list[np.ndarray]) -> list[Any]:
             calls += own
             continue
         if calls:
-            lowered.append(Plan(calls))
-            calls = []
+            lowered.append(Plan(calls, packed))
+            calls, packed = [], []
         if step is not None:
             lowered.append(step)
     return lowered
@@ -123,6 +134,26 @@ def _gates(
         if step.results[0] is not None:
             last[_place(step.results[0])] = n
     return changes
+
+
+def _pack(
+    steps: list[Any], unchanging: list[np.ndarray], changes: dict[int, dict[str, Any]]
+) -> list[tuple[np.ndarray, Callable[[], None]]]:
+    """Let products of few rows read their weights transposed: of few rows, transposing them anew
+    each time takes as long as the product. Adds to the changed arguments."""
+    places = {_place(a) for a in unchanging}
+    packed = []
+    for n, step in enumerate(steps):
+        if getattr(step, "kernel", "") != "linear" or _calls(step, {}) is None:
+            continue
+        x, w = step.args["x"], step.args["w"]
+        if _place(w) in places and len(x) <= FEW_ROWS and w.size:
+            transposed = np.empty(w.shape[::-1], w.dtype)
+            copy = partial(np.copyto, transposed, w.T)
+            copy()
+            packed.append((w, copy))
+            changes.setdefault(n, {})["w"] = transposed.T
+    return packed
 
 
 def _sums_into(

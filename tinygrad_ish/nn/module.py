@@ -21,6 +21,7 @@ class Parameter(Tensor):
         if not isinstance(data, Tensor):
             raise TypeError(f"Parameter: expected a Tensor, got {type(data).__name__}")
         super().__init__(data._array, data.backend)
+        self._version = data._version
         self.requires_grad_(requires_grad)
 
     def __repr__(self) -> str:
