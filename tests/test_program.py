@@ -681,3 +681,94 @@ def test_compiled_steps_in_two_threads(backend: str) -> None:
         for t in threads:
             t.join()
     assert not failures
+
+
+def test_which_arguments_are_the_same_array_is_part_of_the_kind(backend: str) -> None:
+    compiled = tg.compile(lambda a, b, c: a + b * 10 + c * 100)
+    one, two = tg.ones(3), tg.full((3,), 2.0)
+    for args in ((one, one, two), (one, two, two), (one, two, one), (two, one, one)):
+        a, b, c = (t[0].item() for t in args)
+        assert compiled(*args)[0].item() == a + 10 * b + 100 * c
+
+
+def test_an_argument_in_memory_that_the_program_writes(backend: str) -> None:
+    def make() -> Any:
+        tg.manual_seed(0)
+        layer, x = nn.Linear(96, 96), tg.ones(4, 96)
+        layer(x).sum().backward()
+
+        def step(given: Any) -> Any:
+            layer.weight.grad = None
+            (layer(given) ** 2).sum().backward()
+            return [layer.weight.grad * 1]
+
+        return layer, step
+
+    (plain, step), (other, same) = make(), make()
+    compiled = tg.compile(same)
+    for _ in range(4):
+        (expected,), (got,) = step(plain.weight.grad), compiled(other.weight.grad)
+        np.testing.assert_array_equal(got.numpy(), expected.numpy())
+
+
+def test_a_parameter_that_missed_steps_counts_its_own(backend: str) -> None:
+    plain, compiled = train(), train()
+    step = tg.compile(compiled.step)
+    for n in range(9):
+        for setup, run in ((plain, plain.step), (compiled, step)):
+            setup.model[0].weight.requires_grad_(n // 3 != 1)
+            loss = run(tg.tensor(X[n % 7]), tg.tensor(Y[n % 7])).item()
+            if setup is plain:
+                expected = loss
+        assert loss == expected, f"step {n}"
+
+
+def test_a_norm_that_is_read_is_refused(backend: str) -> None:
+    setup = train(
+        between=lambda model, _: nn.utils.clip_grad_norm_(
+            model.parameters(), 1.0, error_if_nonfinite=True
+        )
+    )
+    with pytest.raises(tg.CompileError, match=r"item\(\)"):
+        tg.compile(setup.step)(tg.tensor(X[0]), tg.tensor(Y[0]))
+
+
+def test_new_memory_behind_a_detached_tensor_or_a_gradient(backend: str) -> None:
+    layer = nn.Linear(20, 3)
+    compiled = tg.compile(lambda x: x @ layer.weight.detach().T)
+    x = tg.tensor(X[0])
+    for _ in range(3):
+        with tg.no_grad():
+            expected = (x @ layer.weight.T).numpy()
+        np.testing.assert_array_equal(compiled(x).numpy(), expected)
+        layer.weight.data = layer.weight.detach() * 2
+    optimizer = tg.optim.SGD(layer.parameters(), lr=1.0)
+    step = tg.compile(optimizer.step)
+    for n in range(4):
+        for p in layer.parameters():
+            p.grad = p.grad if n in (2, 3) else tg.ones(*p.shape)
+            p.grad.data = tg.full(p.shape, float(n))
+        before = layer.bias.detach().clone()
+        step()
+        np.testing.assert_allclose((before - layer.bias.detach()).numpy(), [n] * 3, atol=1e-6)
+
+
+def test_named_tuples_and_seeds(backend: str) -> None:
+    largest = tg.compile(lambda x: x.max(1))
+    seeded = tg.compile(lambda x: (tg.manual_seed(4), x * tg.rand(20))[1])
+    for n in range(3):
+        x = tg.tensor(X[n])
+        np.testing.assert_array_equal(largest(x).values.numpy(), X[n].max(1))
+        np.testing.assert_array_equal(largest(x).indices.numpy(), X[n].argmax(1))
+        got = seeded(x)
+        tg.manual_seed(4)
+        np.testing.assert_array_equal(got.numpy(), (x * tg.rand(20)).numpy())
+
+
+def test_numbers_that_always_change_end_uncompiled(backend: str) -> None:
+    scaled = tg.compile(lambda x, factor: x * factor)
+    x = tg.tensor(X[0])
+    with pytest.warns(UserWarning, match="better passed as a tensor"):
+        for n in range(140):
+            np.testing.assert_array_equal(scaled(x, float(n)).numpy(), (x * float(n)).numpy())
+    assert sum(map(len, scaled._replays.values())) == 128

@@ -37,6 +37,7 @@ __all__ = ["CompileError", "CompiledFunction", "Instruction", "Program", "compil
 
 VIEWS = ("reshape", "permute", "expand", "getitem")
 MOST_RECORDINGS = 16  # of one function for one kind of arguments
+MOST_IN_ALL = 128
 _one_records = threading.Lock()  # a backend has one observer at a time
 
 
@@ -472,7 +473,11 @@ class Replay:
         self._bumps = [(v, w) for v, w in recorder.bumps]
         self._tensors = list(recorder.tensors.values())
         self._modes = list(recorder.modules.values())
-        self._entered = [(leaf, grad) for leaf, read, grad in recorder.grads.values() if read]
+        self._entered = [
+            (leaf, grad, None if grad is None else grad._array)
+            for leaf, read, grad in recorder.grads.values()
+            if read
+        ]
         self._settings = recorder.settings
         self._steps = lower(backend, draft, self._unchanging(draft))
         self._packed = self._copies()
@@ -504,8 +509,8 @@ class Replay:
         for module, training in self._modes:
             if module.training is not training:
                 return False
-        for leaf, grad in self._entered:
-            if leaf._grad is not grad:
+        for leaf, grad, array in self._entered:
+            if leaf._grad is not grad or (grad is not None and grad._array is not array):
                 return False
         for packed in self._packed:
             if packed.version.exposed:
@@ -533,7 +538,7 @@ class Replay:
                 return kept
             return Tensor(self._outputs[id(result)].copy(), self._backend)
         if isinstance(result, (tuple, list)):
-            return type(result)([self.answer(r) for r in result])
+            return _like(result, [self.answer(r) for r in result])
         if isinstance(result, dict):
             return {k: self.answer(r) for k, r in result.items()}
         return result
@@ -544,7 +549,8 @@ class Replay:
         plans = [s for s in self._steps if not isinstance(s, (Direct, Host))]
         if direct or not plans:
             return functools.partial(self._backend.copy, out=x)
-        binders = [plan.binder(x) for plan in plans]
+        written = [a for s in self.program.instructions() for a in s.writes()]
+        binders = [plan.binder(x, written) for plan in plans]
 
         def bind(array: Array) -> None:
             flags = array.flags
@@ -651,12 +657,17 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def _like(value: Any, items: list[Any]) -> Any:
+    """Items in a tuple, named tuple or list like this one."""
+    return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+
+
 def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
     """The nested value with the next of ``tensors`` for each tensor."""
     if isinstance(value, Tensor):
         return next(tensors)
     if isinstance(value, (tuple, list)):
-        return type(value)([_rebuilt(v, tensors) for v in value])
+        return _like(value, [_rebuilt(v, tensors) for v in value])
     if isinstance(value, dict):
         return {k: _rebuilt(v, tensors) for k, v in value.items()}
     return value
@@ -677,6 +688,14 @@ def _form(value: Any, tensors: list[Tensor]) -> Any:
     return type(value), value
 
 
+def _pattern(tensors: list[Tensor]) -> tuple[int, ...]:
+    """Which of the arrays are the same: for each, the place of the first such."""
+    if len(tensors) < 2:
+        return ()
+    arrays = [id(t._array) for t in tensors]
+    return tuple(map(arrays.index, arrays))
+
+
 class CompiledFunction:
     """A function that is recorded at its first call for each kind of arguments, then replayed."""
 
@@ -687,6 +706,8 @@ class CompiledFunction:
         self._function = function
         self._replays: dict[Any, list[Replay]] = {}
         self._latest: Replay | None = None
+        self._recordings = 0
+        self._warned = False
         self._lock = threading.RLock()
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -708,7 +729,7 @@ class CompiledFunction:
             tuple([_form(a, tensors) for a in args]),
             tuple([(k, _form(v, tensors)) for k, v in kwargs.items()]) if kwargs else (),
             autograd.is_grad_enabled(),
-            len(tensors) > 1 and len({id(t._array) for t in tensors}),
+            _pattern(tensors),
         )
         try:
             replays = self._replays.get(form, ())
@@ -724,19 +745,25 @@ class CompiledFunction:
 
     def _first(self, form: Any, tensors: list[Tensor], args: Any, kwargs: Any) -> Any:
         replays = self._replays.setdefault(form, [])
-        if len(replays) >= MOST_RECORDINGS:
-            if len(replays) == MOST_RECORDINGS:
-                replays.append(replays[0])
+        often, many = len(replays) >= MOST_RECORDINGS, self._recordings >= MOST_IN_ALL
+        if often or many:
+            if not self._warned:
+                self._warned = True
+                times = f"{MOST_RECORDINGS} times for the same arguments, as parameters, gradients"
                 warnings.warn(
-                    f"compile: {self.__name__} was recorded {MOST_RECORDINGS} times for the same "
-                    "arguments, as parameters, gradients or settings that it uses were replaced "
-                    "between calls; it now runs uncompiled",
+                    f"compile: {self.__name__} was recorded {times} or settings that it uses were "
+                    "replaced between calls; it now runs uncompiled"
+                    if often
+                    else f"compile: {self.__name__} was recorded for {MOST_IN_ALL} kinds of "
+                    "arguments; for others it now runs uncompiled. A number that changes with "
+                    "every call is better passed as a tensor",
                     stacklevel=4,
                 )
             return self._function(*args, **kwargs)
         with _one_records:
             result, replay = _record(self._function, tensors, args, kwargs)
         replays.append(replay)
+        self._recordings += 1
         self._latest = replay
         return result
 
@@ -771,9 +798,9 @@ def _record(
         )
     copies: dict[int, Tensor] = {}
     for t in tensors:
-        if id(t) not in copies:
-            copies[id(t)] = Tensor(t.backend.copy(t._array), t.backend)
-    own = [copies[id(t)] for t in tensors]
+        if id(t._array) not in copies:
+            copies[id(t._array)] = Tensor(t.backend.copy(t._array), t.backend)
+    own = [copies[id(t._array)] for t in tensors]
     backend = _only_backend(own)
     recorder = Recorder([t._array for t in own], backend)
     with autograd.recording(recorder), backend.observed(recorder.called):
@@ -816,6 +843,9 @@ def compile(function: Callable[..., Any]) -> CompiledFunction:
     for bit: forward, backward, optimizer, dropout, clipping. Learning rates may change in
     between, and schedules advance. What Python does besides (printing, counting, appending) is
     done at the first call only.
+
+    What a call leaves for the next one must exist before the first (a tensor that is written in
+    place); what is made on the way is made anew.
 
     Arguments and results are tensors, or values that can be hashed, in tuples, lists and dicts.
     Results are tensors of their own, outside the graph; gradients that the function leaves

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import dtypes
-from .autograd import recorder
+from .autograd import on_host, recorder
 from .device import resolve
 from .kernels import Backend
 from .tensor import Tensor, _flat, _shape
@@ -94,7 +94,8 @@ default_generator = Generator()
 
 def manual_seed(seed: int) -> Generator:
     """Seed every draw from here on: initial weights, shuffling, augmentation, dropout."""
-    return default_generator.manual_seed(seed)
+    generator: Generator = on_host(partial(default_generator.manual_seed, seed))
+    return generator
 
 
 def get_rng_state() -> Tensor:

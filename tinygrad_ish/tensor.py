@@ -347,6 +347,9 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory, outside the graph."""
+        recorder = autograd.recorder()
+        if recorder is not None:
+            recorder.saw(self)
         out = Tensor(self._array, self.backend)
         out._share_memory(self)
         out._rebased = None  # whatever is recorded there does not concern it

@@ -8,6 +8,7 @@ cache.
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import Any
 
 KERNELS = {
@@ -40,9 +41,14 @@ KERNELS = {
 _HOME = {**KERNELS, "lower": "lowering", "warmup": "_jit", "cache_info": "_jit"}
 
 
+# Numba does not bear to be imported by two threads at once.
+_importing = threading.RLock()
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    with _importing:
+        found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = found
     return found

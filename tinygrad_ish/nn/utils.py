@@ -33,7 +33,7 @@ def clip_grad_norm_(
         return zeros(())
     k = grads[0].backend
     total = _norm_of(k, grads, norm_type)
-    if error_if_nonfinite and not math.isfinite(k.to_numpy(total)):
+    if error_if_nonfinite and not math.isfinite(Tensor(total, k).item()):
         raise ValueError(
             f"clip_grad_norm_: the norm of order {norm_type} of the gradients is "
             f"{float(total)}; look for the loss or layer that overflows, or clip with "

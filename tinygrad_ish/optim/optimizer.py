@@ -129,6 +129,8 @@ class Optimizer:
                 for clock, span in flat.runs(group):
                     self._update(flat.backend, flat, span, clock, group)
                 flat.written(f"{self._kind}.step")
+        if by is not None:  # who counts steps together has settled
+            by.depends(lambda: [c for flats in self._flats for flat in flats for c in flat.clocks])
         return loss
 
     def _constants(self) -> list[Any]:
