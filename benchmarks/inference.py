@@ -50,11 +50,10 @@ def compiled(weights: Weights, threads: int) -> Predict:
     import tinygrad_ish as tg
 
     model = Eager(MODEL, weights, "").model.eval()
-    forward = tg.compile(lambda x: model(x))
+    forward = tg.compile(tg.no_grad()(lambda x: model(x)))
 
     def predict(x: np.ndarray) -> np.ndarray:
-        with tg.no_grad():
-            return forward(tg.from_numpy(x)).numpy()
+        return forward(tg.from_numpy(x)).numpy()
 
     return predict
 

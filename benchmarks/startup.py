@@ -97,6 +97,7 @@ def step_in_process(name: str, cache: str) -> dict[str, float]:
         **dict.fromkeys(CACHES, cache),
     }
     command = [sys.executable, "-c", FIRST_STEP.format(name=name, start=time.time())]
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # a library is installed with its bytecode
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])

@@ -113,7 +113,7 @@ def set_num_threads(threads: int) -> None:
 def _limit_blas(threads: int) -> None:
     if importlib.util.find_spec("threadpoolctl") is None:
         warnings.warn(
-            "NumPy's BLAS keeps the threads it has: to set them too, pip install threadpoolctl",
+            "NumPy's BLAS keeps the threads it has: to set them too, pip install 'tinygrad_ish[threads]'",
             stacklevel=4,
         )
         return
