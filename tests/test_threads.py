@@ -32,7 +32,8 @@ def test_a_budget_is_a_number_of_cores(threads: object) -> None:
 
 
 def test_blas_follows() -> None:
-    threadpoolctl = pytest.importorskip("threadpoolctl", reason="pip install 'tinygrad_ish[threads]'")
+    missing = "pip install 'tinygrad_ish[threads]'"
+    threadpoolctl = pytest.importorskip("threadpoolctl", reason=missing)
     tg.set_num_threads(1)
     pools = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
     assert all(p["num_threads"] == 1 for p in pools)

@@ -52,6 +52,7 @@ class Instruction:
         self.kernel = kernel
         self.args = args
         self.results = results  # None among them for what was not needed
+        self._spans: tuple[list[_Span], list[_Span]] | None = None
 
     def arguments(self) -> list[Array]:
         """The arrays among the arguments."""
@@ -64,7 +65,18 @@ class Instruction:
 
     def touches(self, array: Array) -> bool:
         """Whether it reads or writes this memory."""
-        return any(_overlap(array, a) for a in (*self.arguments(), *self.writes()))
+        return _meets(array, self._memory()[0])
+
+    def overwrites(self, array: Array) -> bool:
+        """Whether it writes this memory."""
+        return _meets(array, self._memory()[1])
+
+    def _memory(self) -> tuple[list[_Span], list[_Span]]:
+        """What it touches, and of that what it writes: kept, as the passes ask again and again."""
+        if self._spans is None:
+            written = _spans(self.writes())
+            self._spans = _spans(self.arguments()) + written, written
+        return self._spans
 
     def replace(self, old: Array, new: Array) -> None:
         """Let one array stand wherever another stands."""
@@ -74,6 +86,7 @@ class Instruction:
                 return tuple(swap(y) for y in x)
             return new if hasattr(x, "strides") and _place(x) == _place(old) else x
 
+        self._spans = None
         self.args = {name: swap(a) for name, a in self.args.items()}
         self.results = swap(self.results)
 
@@ -97,13 +110,58 @@ def _address(x: Array) -> int:
     return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
 
 
+class _Memory(NamedTuple):
+    """Where an array lies: what tells it from others, its first byte and the end."""
+
+    array: Array  # kept alive, so that its id is no other's
+    place: tuple[Any, ...]
+    start: int
+    stop: int
+
+
+_memo: dict[int, _Memory] = {}  # while a program is made: the passes ask for each many times
+
+
+def _memory(x: Array) -> _Memory:
+    known = _memo.get(id(x))
+    if known is None:
+        first = _address(x)
+        spans = [(n - 1) * s for n, s in zip(x.shape, x.strides, strict=True)]
+        start = first + sum(min(span, 0) for span in spans)
+        stop = first + sum(max(span, 0) for span in spans) + x.itemsize
+        known = _Memory(x, (first, x.shape, x.strides, x.dtype), start, stop if x.size else start)
+        _memo[id(x)] = known
+    return known
+
+
 def _place(x: Array) -> tuple[Any, ...]:
     """What tells an array from others, while all of them are alive."""
-    return _address(x), x.shape, x.strides, x.dtype
+    return _memory(x).place
 
 
 def _overlap(a: Array, b: Array) -> bool:
-    return bool(reference.namespace(a).may_share_memory(a, b))
+    """Whether two arrays may share memory."""
+    one, two = _memory(a), _memory(b)
+    return max(one.start, two.start) < min(one.stop, two.stop)
+
+
+_Span = tuple[int, int]
+
+
+def _spans(arrays: list[Array]) -> list[_Span]:
+    """The first byte and the end of each array that has elements."""
+    return [(m.start, m.stop) for m in map(_memory, arrays) if m.start < m.stop]
+
+
+def _meets(array: Array, spans: list[_Span]) -> bool:
+    """Whether the array shares bytes with one of the spans."""
+    start, stop = _memory(array)[2:]
+    if start == stop:
+        return False
+    for first, end in spans:  # noqa: SIM110 (any(…) takes twice as long)
+        if first < stop and start < end:
+            return True
+    return False
 
 
 # --- recording ------------------------------------------------------------------------------
@@ -250,6 +308,7 @@ class Program:
             lines.append(f"    {left} = {call}  # {kinds}" if left else f"    {call}")
         inputs = ", ".join(f"{name(x)} {_kind(x)}" for x in self.inputs)
         outputs = ", ".join(name(x) for x in self.outputs)
+        _memo.clear()
         return "\n".join([f"program({inputs}):", *lines, f"    return {outputs or None}"])
 
 
@@ -283,7 +342,8 @@ class Draft:
     def replace(self, old: Array, new: Array) -> None:
         """Let ``new`` stand wherever ``old`` stands."""
         for _, s in self.instructions():
-            s.replace(old, new)
+            if s.touches(old):
+                s.replace(old, new)
         self.exposed = [new if _place(x) == _place(old) else x for x in self.exposed]
 
     def touching(self, array: Array, start: int = 0, stop: int | None = None) -> list[int]:
@@ -293,7 +353,7 @@ class Draft:
 
     def writing(self, array: Array) -> list[int]:
         """The steps that write this memory."""
-        return [i for i, s in self.instructions() if any(_overlap(array, a) for a in s.writes())]
+        return [i for i, s in self.instructions() if s.overwrites(array)]
 
     def maker(self, array: Array) -> int | None:
         """The step that first gives this array; None for memory that was there before."""
@@ -307,7 +367,8 @@ class Draft:
 
     def only_whole(self, array: Array) -> bool:
         """Whether its memory is never seen as an array of another shape."""
-        seen = [a for _, s in self.instructions() for a in (*s.arguments(), *s.writes())]
+        users = [s for _, s in self.instructions() if s.touches(array)]
+        seen = [a for s in users for a in (*s.arguments(), *s.writes())]
         return all(_place(a) == _place(array) for a in (*seen, *self.exposed) if _overlap(a, array))
 
 
@@ -761,7 +822,10 @@ class CompiledFunction:
                 )
             return self._function(*args, **kwargs)
         with _one_records:
-            result, replay = _record(self._function, tensors, args, kwargs)
+            try:
+                result, replay = _record(self._function, tensors, args, kwargs)
+            finally:
+                _memo.clear()
         replays.append(replay)
         self._recordings += 1
         self._latest = replay

@@ -17,7 +17,7 @@ __all__ = ["crew", "get_num_threads", "set_num_threads"]
 
 WAITED = 40  # where in the table a job leaves how long it waited
 LONG_WAIT = 200_000  # nanoseconds
-SHORT, LONGEST = 5_000_000, 40_000_000
+SHORT, LONGEST = 5_000_000, 40_000_000  # nanoseconds that a caller works alone then
 
 
 class Helper:
@@ -113,7 +113,8 @@ def set_num_threads(threads: int) -> None:
 def _limit_blas(threads: int) -> None:
     if importlib.util.find_spec("threadpoolctl") is None:
         warnings.warn(
-            "NumPy's BLAS keeps the threads it has: to set them too, pip install 'tinygrad_ish[threads]'",
+            "NumPy's BLAS keeps the threads it has: to set them too, "
+            "pip install 'tinygrad_ish[threads]'",
             stacklevel=4,
         )
         return

@@ -142,7 +142,7 @@ def _pack(
     """Let products of few rows read their weights transposed: of few rows, transposing them anew
     each time takes as long as the product. Adds to the changed arguments."""
     places = {_place(a) for a in unchanging}
-    packed = []
+    packed: list[tuple[np.ndarray, Callable[[], None]]] = []
     for n, step in enumerate(steps):
         if getattr(step, "kernel", "") != "linear" or _calls(step, {}) is None:
             continue
