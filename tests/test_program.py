@@ -165,6 +165,26 @@ def test_the_whole_step_is_one_plan_of_native_calls() -> None:
     assert kinds == ["Host", "Plan"]
 
 
+def test_elementwise_neighbours_run_chunk_by_chunk() -> None:
+    tg.set_default_device("numba")
+    shift, total = tg.tensor(0.5), tg.randn(30_000)
+
+    def function(x: Any) -> Any:
+        y = ((x * 2 + shift).tanh() * x).exp()
+        z = (y * total).sigmoid()
+        scale = total * 0 + 1  # of nothing before
+        return z - y, scale * (x[:1] * 3)  # the factor of one element is all needed
+
+    compiled = tg.compile(tg.no_grad()(function))
+    for _ in range(3):
+        x = tg.randn(30_000)
+        for got, expected in zip(compiled(x), function(x), strict=True):
+            np.testing.assert_array_equal(got.numpy(), expected.numpy())
+    (plan,) = [s for s in compiled._latest._steps if hasattr(s, "calls")]
+    assert len(plan.calls) == 12
+    assert len(plan._levels) - 1 <= 3
+
+
 def test_the_last_and_smaller_batch_is_recorded_by_itself(backend: str) -> None:
     plain, compiled = train(), train()
     step = tg.compile(compiled.step)

@@ -138,6 +138,7 @@ WIDTH = 32
 FIRST = 2  # the slot of the first value
 STOPPED = 0  # the first counter: which call stopped the run, and the task's answer
 ANSWER_BITS = 40
+FOLLOWS = -1  # in the place of a count: each task runs after that task of the call before
 PATIENCE = 500  # rests, some microseconds, before a waiting thread makes way for others
 
 
@@ -251,17 +252,22 @@ def _now(typingctx: Any) -> Any:
 def _count_of(code, levels, level):
     total = 0
     for call in range(levels[level], levels[level + 1]):
-        total += code[call * WIDTH + 1]
+        total += max(code[call * WIDTH + 1], 0)
     return total
 
 
 @device
 def _task(code, call, i):
-    """Run the i-th task from this call on, which may be one of a later call; 0 or what stops."""
-    while i >= code[call * WIDTH + 1]:
-        i -= code[call * WIDTH + 1]
+    """Run the i-th task from this call on, which may be one of a later call, and the same piece of
+    the calls that follow it; 0 or what stops."""
+    while i >= max(code[call * WIDTH + 1], 0):
+        i -= max(code[call * WIDTH + 1], 0)
         call += 1
     answer = _call_task(code, call * WIDTH, i)
+    following = (call + 1) * WIDTH
+    while answer == 0 and following < len(code) and code[following + 1] == FOLLOWS:
+        answer = _call_task(code, following, i)
+        following += WIDTH
     return (call << ANSWER_BITS) | answer if answer else 0
 
 
@@ -372,7 +378,7 @@ class Call:
     ``nanoseconds`` is about how long the call takes on one thread.
     """
 
-    __slots__ = ("count", "dtype", "nanoseconds", "refuse", "task", "values", "writes")
+    __slots__ = ("chunked", "count", "dtype", "nanoseconds", "refuse", "task", "values", "writes")
 
     def __init__(
         self,
@@ -391,6 +397,7 @@ class Call:
         self.writes = writes
         self.nanoseconds = nanoseconds
         self.refuse = refuse
+        self.chunked = False  # task i touches chunk i of each array, of one element of others all
 
     def pack(self) -> bytes:
         """The call in slots."""
@@ -460,7 +467,10 @@ class Plan:
         self.calls = calls
         self.packed = packed
         self._code = _laid_out(calls).copy()
-        self._levels = np.array(_levels(calls))
+        starts, follows = _levels(calls)
+        self._levels = np.array(starts)
+        for n in follows:
+            self._code[n * WIDTH + 1] = FOLLOWS
         self._divisible = _divisible(calls)
         self._serial = _serial.compile(self._code.dtype)
         self._bound: list[list[np.ndarray]] = []  # arrays of the calls, and what stands for them
@@ -514,7 +524,8 @@ class Plan:
         ]
 
     def _run_one(self, n: int) -> None:
-        code = self._code[n * WIDTH : (n + 1) * WIDTH]
+        code = self._code[n * WIDTH : (n + 1) * WIDTH].copy()
+        code[1] = self.calls[n].count
         stop = _perform(code, ONE_CALL, _divisible((self.calls[n],)))
         if stop:
             self._refused(n, stop)
@@ -529,13 +540,35 @@ class Plan:
             self._refused(stop >> ANSWER_BITS, stop & ((1 << ANSWER_BITS) - 1))
 
 
-def _levels(calls: list[Call]) -> list[int]:
-    """Where each level begins, and the end: calls of one level do not depend on each other."""
-    starts = [0]
+def _levels(calls: list[Call]) -> tuple[list[int], list[int]]:
+    """Where each level begins, and the end: calls of one level do not depend on each other, but for
+    those in the second list. These follow the call before them chunk by chunk, while it is hot.
+    """
+    starts, follows, head = [0], [], 0
     for n, call in enumerate(calls):
-        if any(_depend(earlier, call) for earlier in calls[starts[-1] : n]):
+        level, chain = calls[starts[-1] : head], calls[head:n]
+        needs_chain = any(_depend(c, call) for c in chain)
+        in_step = needs_chain and all(_in_step(c, call) for c in chain)
+        if n > starts[-1] and in_step and not any(_depend(c, call) for c in level):
+            follows.append(n)
+            continue
+        if needs_chain or any(_depend(c, call) for c in level):
             starts.append(n)
-    return [*starts, len(calls)]
+        head = n
+    return [*starts, len(calls)], follows
+
+
+def _in_step(a: Call, b: Call) -> bool:
+    """Whether chunk i of b needs of what a touches chunk i alone."""
+    if not (a.chunked and b.chunked and a.writes[0].size == b.writes[0].size):
+        return False
+    return all(
+        x.size == y.size == b.writes[0].size and address(x) == address(y)
+        for one, other in ((a, b), (b, a))
+        for x in one.writes
+        for y in other.arrays()
+        if np.may_share_memory(x, y)
+    )
 
 
 def _depend(a: Call, b: Call) -> bool:

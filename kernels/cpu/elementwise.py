@@ -196,7 +196,9 @@ def chunked(kind: Task, cost: float, inputs: tuple[Any, ...], out: Any, *numbers
     """A call of an elementwise task; ``cost`` is in nanoseconds for an element."""
     values = [part for x in (*inputs, out) for part in (x, x.size)]
     count = -(-out.size // CHUNK)
-    return Call(kind, out.dtype, count, (*values, *numbers), (out,), cost * out.size)
+    call = Call(kind, out.dtype, count, (*values, *numbers), (out,), cost * out.size)
+    call.chunked = True
+    return call
 
 
 def _alike(out: np.ndarray, *inputs: np.ndarray) -> bool:
