@@ -449,8 +449,9 @@ def run(*calls: Call) -> None:
 
 
 def _laid_out(calls: Sequence[Call]) -> np.ndarray:
-    code = b"".join([call.pack().ljust(8 * WIDTH, b"\0") for call in calls])
-    return np.frombuffer(code, np.int64)
+    packed = [call.pack() for call in calls]
+    assert all(len(slots) <= 8 * WIDTH for slots in packed)
+    return np.frombuffer(b"".join([slots.ljust(8 * WIDTH, b"\0") for slots in packed]), np.int64)
 
 
 class Plan:
@@ -503,7 +504,7 @@ class Plan:
 
         return bind
 
-    def _now(self, value: np.ndarray) -> np.ndarray:
+    def _current(self, value: np.ndarray) -> np.ndarray:
         """What was bound in the place of an array."""
         for x, array in self._bound:
             if np.may_share_memory(value, x):
@@ -514,7 +515,7 @@ class Plan:
     def _refused(self, n: int, answer: int) -> None:
         call = self.calls[n]
         assert call.refuse is not None, call.task.name
-        call.refuse(answer, [self._now(a) for a in call.arrays()])
+        call.refuse(answer, [self._current(a) for a in call.arrays()])
 
     def pieces(self) -> list[tuple[str, Callable[[], None]]]:
         """The calls by name, each to be performed alone."""

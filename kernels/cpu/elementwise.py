@@ -231,11 +231,17 @@ log_calls = partial(_unary_calls, _log, 0.5)
 tanh_calls = partial(_unary_calls, _tanh, 0.5)
 sigmoid_calls = partial(_unary_calls, _sigmoid, 0.5)
 relu_calls = partial(_unary_calls, _relu, 0.1)
-copy_calls = partial(_unary_calls, _copy, 0.1)
 add_calls = partial(_binary_calls, _add)
 sub_calls = partial(_binary_calls, _sub)
 mul_calls = partial(_binary_calls, _mul)
 div_calls = partial(_binary_calls, _div)
+
+
+def copy_calls(x: np.ndarray, out: np.ndarray) -> list[Call] | None:
+    """``copy`` as calls, or None if compiled tasks do not take these arrays: of two that overlap
+    some elements would be read after others were written over them."""
+    shifted = np.may_share_memory(x, out) and x.ctypes.data != out.ctypes.data
+    return None if shifted else _unary_calls(_copy, 0.1, x, out)
 
 
 def relu_backward_calls(g: np.ndarray, y: np.ndarray, out: np.ndarray) -> list[Call] | None:

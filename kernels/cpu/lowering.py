@@ -29,12 +29,6 @@ __all__: list[str] = []
 FEW_ROWS = 256  # of a product whose weights are kept transposed if they do not change
 
 
-def _copy_calls(x: np.ndarray, out: np.ndarray) -> list[Call] | None:
-    """``copy`` as a call, unless elements would be read after others were written over them."""
-    shifted = np.may_share_memory(x, out) and x.ctypes.data != out.ctypes.data
-    return None if shifted else elementwise.copy_calls(x, out)
-
-
 # Each gives the calls of a kernel on these very arrays, or None where its Python function is to
 # answer, for the sake of a copy or of a dtype that is not compiled.
 CALLS: dict[str, Callable[..., list[Call] | None]] = {
@@ -42,7 +36,7 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
     "sub": elementwise.sub_calls,
     "mul": elementwise.mul_calls,
     "div": elementwise.div_calls,
-    "copy": _copy_calls,
+    "copy": elementwise.copy_calls,
     "exp": elementwise.exp_calls,
     "log": elementwise.log_calls,
     "tanh": elementwise.tanh_calls,
@@ -177,7 +171,7 @@ def _sums_into(
             continue
         between, layer = steps[giver + 1 : n], steps[giver]
         alike = total.shape == given.shape and total.dtype == given.dtype
-        free = alike and not any(_touches(s, given) or _touches(s, total) for s in between)
+        free = alike and not any(_touches(s, total) for s in (layer, *between))
         shown = any(np.may_share_memory(given, x) for x in exposed)
         if free and not shown and _over(given, steps[n + 1 :]) and total.flags.carray:
             place = [r is given for r in layer.results].index(True)
@@ -192,13 +186,10 @@ def _sums_into(
 
 def _giver(steps: list[Any], gradient: Any) -> int | None:
     """The last of the steps that touch this gradient, if it is the layer that gives it."""
-    for n in reversed(range(len(steps))):
-        if getattr(steps[n], "kernel", "") == "linear_backward":
-            if any(r is gradient for r in steps[n].results[1:]):
-                return n
-        elif _touches(steps[n], gradient):
-            return None
-    return None
+    last = next((n for n in reversed(range(len(steps))) if _touches(steps[n], gradient)), None)
+    if last is None or steps[last].kernel != "linear_backward":
+        return None
+    return last if any(r is gradient for r in steps[last].results[1:]) else None
 
 
 def _with(values: tuple[Any, ...], place: int, value: Any) -> tuple[Any, ...]:
