@@ -653,6 +653,18 @@ def test_the_listing_names_kernels_arguments_and_parameters(backend: str) -> Non
     ]  # fmt: skip
 
 
+def test_the_listing_tells_views_and_memory_from_outside(backend: str) -> None:
+    layers = [nn.Flatten(), nn.Linear(20, 5)]
+    setup = train(lambda p: tg.optim.SGD(p, lr=0.1), lambda: layers)
+    step = tg.compile(setup.step)
+    step(tg.tensor(X[0]).reshape(16, 4, 5), tg.tensor(Y[0]))
+    lines = str(step.program).splitlines()
+    assert "    %0 = linear(x=x.view[16, 20], w=1.weight, b=1.bias)  # float32[16, 5]" in lines
+    assert "    count_step(state=@0)" in lines
+    (last,) = [line for line in lines if "sgd_step" in line]
+    assert last.startswith("    sgd_step(p=@1, g=@2, state=@0, ")
+
+
 def test_profiling_changes_nothing(backend: str) -> None:
     setup, plain = train(), train()
     step = tg.compile(setup.step)

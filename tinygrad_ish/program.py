@@ -287,14 +287,22 @@ class Program:
         return [s for s in self.steps if isinstance(s, Instruction)]
 
     def __str__(self) -> str:
-        names = dict(self._names)
+        names, known = dict(self._names), list(self.inputs)
+
+        def numbered(x: Array, sign: str) -> str:
+            number = sum(name.startswith(sign) for name in names.values())
+            return names.setdefault(_place(x), f"{sign}{number}")
 
         def name(x: Any) -> str:
             if isinstance(x, tuple):
                 return f"({', '.join(map(name, x))})"
             if not hasattr(x, "strides"):
                 return repr(x)
-            return names.setdefault(_place(x), f"%{len(names) - len(self._names)}")
+            if _place(x) not in names:
+                whole = next((k for k in reversed(known) if _within(x, k)), None)
+                if whole is not None:
+                    return f"{names[_place(whole)]}.view{list(x.shape)}"
+            return numbered(x, "@")  # memory from outside, such as an optimizer's state
 
         lines = []
         for step in self.steps:
@@ -302,14 +310,21 @@ class Program:
                 lines.append("    host: " + _named(step.action))
                 continue
             given = [f"{k}={name(v)}" for k, v in step.args.items() if v is not None]
-            left = ", ".join(name(r) for r in step.results if r is not None)
-            kinds = ", ".join(_kind(r) for r in step.results if r is not None)
+            results = [r for r in step.results if r is not None]
+            left = ", ".join(numbered(r, "%") for r in results)
+            known += results
+            kinds = ", ".join(map(_kind, results))
             call = f"{step.kernel}({', '.join(given)})"
             lines.append(f"    {left} = {call}  # {kinds}" if left else f"    {call}")
         inputs = ", ".join(f"{name(x)} {_kind(x)}" for x in self.inputs)
         outputs = ", ".join(name(x) for x in self.outputs)
         _memo.clear()
         return "\n".join([f"program({inputs}):", *lines, f"    return {outputs or None}"])
+
+
+def _within(x: Array, whole: Array) -> bool:
+    one, other = _memory(x), _memory(whole)
+    return other.start <= one.start and one.stop <= other.stop
 
 
 def _kind(x: Array) -> str:

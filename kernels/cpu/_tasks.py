@@ -321,7 +321,7 @@ def _work(code, levels, counters):
 # inside; who comes late finds it closed. So a helper without a core holds nobody up.
 JOB, OPEN, INSIDE, LIMIT = 0, LINE, 2 * LINE, 3 * LINE
 NUMBER = 4 * LINE  # of the job
-IDLE = 1_500  # rests, about 0.3 ms, that a helper waits for the next job before it sleeps
+IDLE = 1_500  # rests, some tenths of a millisecond, before a helper without a job sleeps
 
 
 @jit("const(int64[::1]), const(int64[::1]), int64[::1], int64", nogil=True)
