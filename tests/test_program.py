@@ -185,6 +185,42 @@ def test_elementwise_neighbours_run_chunk_by_chunk() -> None:
     assert len(plan._levels) - 1 <= 3
 
 
+@pytest.mark.parametrize("optimizer", [tg.optim.Adam, tg.optim.SGD])
+def test_clipping_and_step_take_the_gradients_together(backend: str, optimizer: Any) -> None:
+    def make() -> tuple[Any, Any]:
+        tg.manual_seed(0)
+        model = nn.Sequential(nn.Linear(20, 300), nn.ReLU(), nn.Linear(300, 5))
+        optim = optimizer(model.parameters(), lr=0.01, weight_decay=0.1)
+
+        def step(x: Any, y: Any) -> Any:
+            optim.zero_grad()
+            loss = F.cross_entropy(model(x), y)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optim.step()
+            return loss, norm
+
+        return model, step
+
+    (plain, eager), (model, function) = make(), make()
+    step = tg.compile(function)
+    for n in range(5):
+        x, y = tg.tensor(X[n]), tg.tensor(Y[n])
+        for got, expected in zip(step(x, y), eager(x, y), strict=True):
+            assert got.item() == expected.item()
+    for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+        np.testing.assert_array_equal(p.detach().numpy(), q.detach().numpy())
+        assert p.grad is not None and q.grad is not None
+        np.testing.assert_array_equal(p.grad.numpy(), q.grad.numpy())
+    assert [s.kernel for s in step.program.instructions()].count("mul") == 1
+    if backend == "numba":
+        (plan,) = [s for s in step._latest._steps if hasattr(s, "calls")]
+        names = [call.task.name.rpartition("_")[0] for call in plan.calls[-2:]]
+        assert names[-1] in ("optimizers._adam", "optimizers._sgd")
+        assert len(plan.calls) - 2 in plan._levels  # where the scaling begins, and
+        assert len(plan.calls) - 1 not in plan._levels  # the step goes on
+
+
 def test_the_last_and_smaller_batch_is_recorded_by_itself(backend: str) -> None:
     plain, compiled = train(), train()
     step = tg.compile(compiled.step)
@@ -642,14 +678,15 @@ def test_the_listing_names_kernels_arguments_and_parameters(backend: str) -> Non
     lines = str(step.program).splitlines()
     assert lines[0] == "program(x float32[16, 20], y int64[16]):"
     assert lines[1] == "    host: Clock.follow"
-    assert lines[2] == (
+    assert lines[2] == "    count_step(state=@0)"
+    assert lines[3] == (
         "    %0 = linear(x=x, w=0.weight, b=0.bias, activation='relu')  # float32[16, 12]"
     )
     assert lines[-1].startswith("    return %")
     kernels = [s.kernel for s in step.program.instructions()]
     assert kernels == [
-        "linear", "linear", "softmax_cross_entropy", "linear_backward", "linear_backward",
-        "count_step", "adam_step",
+        "count_step", "linear", "linear", "softmax_cross_entropy", "linear_backward",
+        "linear_backward", "adam_step",
     ]  # fmt: skip
 
 

@@ -477,6 +477,57 @@ def hosts_first(draft: Draft) -> None:
         draft.steps.insert(place, draft.steps.pop(i))
 
 
+def counts_first(draft: Draft) -> None:
+    """Steps are counted before the kernels, so that what comes before an optimizer's step can run
+    together with it."""
+    place = sum(isinstance(s, Host) for s in draft.steps)
+    for s in [s for _, s in draft.instructions() if s.kernel == "count_step"]:
+        i = draft.steps.index(s)
+        hosts = [h for h in draft.steps[place:i] if isinstance(h, Host)]
+        if not hosts and not draft.touching(s.args["state"], 0, i):
+            draft.steps.insert(place, draft.steps.pop(i))
+
+
+def join_scalings(draft: Draft) -> None:
+    """Arrays side by side in memory that are scaled in place by the same number are scaled as one:
+    so clipped gradients are, chunk by chunk with the optimizer's step."""
+    joined: list[Instruction | Host] = []
+    for s in draft.steps:
+        if joined and _scales(joined[-1]) and _scales(s):
+            one, other = joined[-1], s
+            assert isinstance(one, Instruction) and isinstance(other, Instruction)
+            a, b = one.args["a"], other.args["a"]
+            alike = a.dtype == b.dtype and _place(one.args["b"]) == _place(other.args["b"])
+            if alike and _owner(a) is _owner(b) and _memory(a).stop == _memory(b).start:
+                both = _stretch(a, a.size + b.size)
+                joined[-1] = Instruction("mul", {"a": both, "b": one.args["b"]}, (both,))
+                continue
+        joined.append(s)
+    draft.steps = joined
+
+
+def _scales(step: Instruction | Host) -> bool:
+    """Whether the step multiplies an array in place by one number."""
+    if isinstance(step, Host) or step.kernel != "mul":
+        return False
+    a, b, (result,) = step.args["a"], step.args["b"], step.results
+    arrays = hasattr(a, "strides") and hasattr(b, "strides")
+    return arrays and b.size == 1 and a.flags.c_contiguous and _place(a) == _place(result)
+
+
+def _owner(x: Array) -> Array:
+    """The array that holds the memory."""
+    while getattr(x, "base", None) is not None:
+        x = x.base
+    return x
+
+
+def _stretch(x: Array, size: int) -> Array:
+    """``size`` elements of the memory that x begins."""
+    tricks = reference.namespace(x).lib.stride_tricks
+    return tricks.as_strided(x.reshape(-1), (size,), (x.itemsize,))
+
+
 def copy_inputs_out(draft: Draft) -> None:
     """A result that is an argument, or a view of one, is copied: a run may read the argument where
     the caller has it."""
@@ -517,7 +568,7 @@ def share_buffers(draft: Draft) -> None:
 
 PASSES = (
     drop_views, keep_arguments, restore_made, drop_unit_products, write_in_place, drop_dead,
-    hosts_first, copy_inputs_out, share_buffers,
+    hosts_first, counts_first, join_scalings, copy_inputs_out, share_buffers,
 )  # fmt: skip
 
 

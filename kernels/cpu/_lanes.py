@@ -99,9 +99,9 @@ def updates(*terms: Update) -> Any:
     """An intrinsic f(targets, rows, numbers) that writes each term to a target of its own, in one
     pass over all of them.
 
-    targets, rows: tuples of arrays (D,), C-contiguous, of which no target overlaps another one or a
-    row; numbers: a tuple of floats of their dtype. A term is emitted by term(builder, elements of
-    the rows, numbers, what the target holds), from and to vectors.
+    targets, rows: tuples of arrays (D,), C-contiguous; a target may be a row, but overlaps no other
+    one, nor a target; numbers: a tuple of floats of their dtype. A term is emitted by term(builder,
+    elements of the rows, numbers, what the target holds), from and to vectors.
     """
 
     @intrinsic

@@ -397,7 +397,9 @@ class Call:
         self.writes = writes
         self.nanoseconds = nanoseconds
         self.refuse = refuse
-        self.chunked = False  # task i touches chunk i of each array, of one element of others all
+        self.chunked = (
+            False  # task i touches chunk i of arrays as long as what it writes, others whole
+        )
 
     def pack(self) -> bytes:
         """The call in slots."""

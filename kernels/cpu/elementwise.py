@@ -12,6 +12,7 @@ from .. import reference
 from . import _math
 from ._arrays import compilable, deliver, destination
 from ._jit import Task, device, task
+from ._lanes import updates
 from ._tasks import Call, integer, run, vector
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
 ]  # fmt: skip
 
 CHUNK = 8192  # elements in one task
+SMALL_CHUNK = 2048  # of arrays so short that several threads would have too few
+FEW = 8  # chunks
 
 
 @device
@@ -37,13 +40,25 @@ def shut(v, y):
 
 
 @device
-def _chunk(array, i):
-    return array[i * CHUNK : (i + 1) * CHUNK]
+def _size_of_chunk(length):
+    return CHUNK if length > FEW * CHUNK else SMALL_CHUNK
+
+
+@device
+def chunk(array, i):
+    """The part of a one-dimensional array that task i takes."""
+    size = _size_of_chunk(len(array))
+    return array[i * size : (i + 1) * size]
+
+
+def chunks(length: int) -> int:
+    """The number of tasks."""
+    return -(-length // _size_of_chunk.py_func(length))
 
 
 @task
 def _exp(args, i):
-    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    x, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i)
     for k in range(len(out)):
         out[k] = _math.exp(x[k])
     return 0
@@ -51,7 +66,7 @@ def _exp(args, i):
 
 @task
 def _log(args, i):
-    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    x, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i)
     for k in range(len(out)):
         out[k] = _math.log(x[k])
     return 0
@@ -59,7 +74,7 @@ def _log(args, i):
 
 @task
 def _tanh(args, i):
-    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    x, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i)
     for k in range(len(out)):
         out[k] = _math.tanh(x[k])
     return 0
@@ -67,7 +82,7 @@ def _tanh(args, i):
 
 @task
 def _sigmoid(args, i):
-    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    x, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i)
     for k in range(len(out)):
         out[k] = _math.sigmoid(x[k])
     return 0
@@ -75,7 +90,7 @@ def _sigmoid(args, i):
 
 @task
 def _relu(args, i):
-    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    x, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i)
     for k in range(len(out)):
         out[k] = clamp(x[k])
     return 0
@@ -83,7 +98,7 @@ def _relu(args, i):
 
 @task
 def _relu_backward(args, i):
-    g, y, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i), _chunk(vector(args, 4), i)
+    g, y, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i), chunk(vector(args, 4), i)
     for k in range(len(out)):
         out[k] = shut(g[k], y[k])
     return 0
@@ -91,7 +106,7 @@ def _relu_backward(args, i):
 
 @task
 def _gelu(args, i):
-    x, out, by_tanh = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i), integer(args, 4)
+    x, out, by_tanh = chunk(vector(args, 0), i), chunk(vector(args, 2), i), integer(args, 4)
     if by_tanh:
         for k in range(len(out)):
             out[k] = _math.gelu_tanh(x[k])
@@ -103,7 +118,7 @@ def _gelu(args, i):
 
 @task
 def _gelu_backward(args, i):
-    g, x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i), _chunk(vector(args, 4), i)
+    g, x, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i), chunk(vector(args, 4), i)
     if integer(args, 6):
         for k in range(len(out)):
             out[k] = g[k] * _math.gelu_tanh_slope(x[k])
@@ -113,77 +128,87 @@ def _gelu_backward(args, i):
     return 0
 
 
-@device
-def _operands(args, i):
-    """Chunks of a, b and out; a or b of one element is repeated."""
-    a, b = vector(args, 0), vector(args, 2)
-    one, two = len(a) == 1, len(b) == 1
-    return a if one else _chunk(a, i), b if two else _chunk(b, i), _chunk(vector(args, 4), i)
+# a ∘ b, a ∘ number and number ∘ b, as vectors are: LLVM makes none of a loop that works in place.
+
+
+def _plus(builder: Any, elements: Any, numbers: Any, old: Any) -> Any:
+    return builder.fadd(*elements, *numbers)
+
+
+def _minus(builder: Any, elements: Any, numbers: Any, old: Any) -> Any:
+    return builder.fsub(*elements, *numbers)
+
+
+def _minus_from(builder: Any, elements: Any, numbers: Any, old: Any) -> Any:
+    return builder.fsub(*numbers, *elements)
+
+
+def _times(builder: Any, elements: Any, numbers: Any, old: Any) -> Any:
+    return builder.fmul(*elements, *numbers)
+
+
+def _over(builder: Any, elements: Any, numbers: Any, old: Any) -> Any:
+    return builder.fdiv(*elements, *numbers)
+
+
+def _over_from(builder: Any, elements: Any, numbers: Any, old: Any) -> Any:
+    return builder.fdiv(*numbers, *elements)
+
+
+_sum, _product = updates(_plus), updates(_times)
+_difference, _difference_from = updates(_minus), updates(_minus_from)
+_quotient, _quotient_from = updates(_over), updates(_over_from)
 
 
 @task
 def _add(args, i):
-    a, b, out = _operands(args, i)
+    a, b, out = vector(args, 0), vector(args, 2), chunk(vector(args, 4), i)
     if len(a) == len(b):
-        for k in range(len(out)):
-            out[k] = a[k] + b[k]
+        _sum((out,), (chunk(a, i), chunk(b, i)), ())
     else:
-        one, many = (a[0], b) if len(a) == 1 else (b[0], a)
-        for k in range(len(out)):
-            out[k] = many[k] + one
+        one, many = (a, b) if len(a) == 1 else (b, a)
+        _sum((out,), (chunk(many, i),), (one[0],))
     return 0
 
 
 @task
 def _mul(args, i):
-    a, b, out = _operands(args, i)
+    a, b, out = vector(args, 0), vector(args, 2), chunk(vector(args, 4), i)
     if len(a) == len(b):
-        for k in range(len(out)):
-            out[k] = a[k] * b[k]
+        _product((out,), (chunk(a, i), chunk(b, i)), ())
     else:
-        one, many = (a[0], b) if len(a) == 1 else (b[0], a)
-        for k in range(len(out)):
-            out[k] = many[k] * one
+        one, many = (a, b) if len(a) == 1 else (b, a)
+        _product((out,), (chunk(many, i),), (one[0],))
     return 0
 
 
 @task
 def _sub(args, i):
-    a, b, out = _operands(args, i)
+    a, b, out = vector(args, 0), vector(args, 2), chunk(vector(args, 4), i)
     if len(a) == len(b):
-        for k in range(len(out)):
-            out[k] = a[k] - b[k]
+        _difference((out,), (chunk(a, i), chunk(b, i)), ())
     elif len(a) == 1:
-        one = a[0]
-        for k in range(len(out)):
-            out[k] = one - b[k]
+        _difference_from((out,), (chunk(b, i),), (a[0],))
     else:
-        one = b[0]
-        for k in range(len(out)):
-            out[k] = a[k] - one
+        _difference((out,), (chunk(a, i),), (b[0],))
     return 0
 
 
 @task
 def _div(args, i):
-    a, b, out = _operands(args, i)
+    a, b, out = vector(args, 0), vector(args, 2), chunk(vector(args, 4), i)
     if len(a) == len(b):
-        for k in range(len(out)):
-            out[k] = a[k] / b[k]
+        _quotient((out,), (chunk(a, i), chunk(b, i)), ())
     elif len(a) == 1:
-        one = a[0]
-        for k in range(len(out)):
-            out[k] = one / b[k]
+        _quotient_from((out,), (chunk(b, i),), (a[0],))
     else:
-        one = b[0]
-        for k in range(len(out)):
-            out[k] = a[k] / one
+        _quotient((out,), (chunk(a, i),), (b[0],))
     return 0
 
 
 @task
 def _copy(args, i):
-    x, out = _chunk(vector(args, 0), i), _chunk(vector(args, 2), i)
+    x, out = chunk(vector(args, 0), i), chunk(vector(args, 2), i)
     for k in range(len(out)):
         out[k] = x[k]
     return 0
@@ -195,7 +220,7 @@ def _copy(args, i):
 def chunked(kind: Task, cost: float, inputs: tuple[Any, ...], out: Any, *numbers: Any) -> Call:
     """A call of an elementwise task; ``cost`` is in nanoseconds for an element."""
     values = [part for x in (*inputs, out) for part in (x, x.size)]
-    count = -(-out.size // CHUNK)
+    count = chunks(out.size)
     call = Call(kind, out.dtype, count, (*values, *numbers), (out,), cost * out.size)
     call.chunked = True
     return call

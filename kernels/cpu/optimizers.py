@@ -14,14 +14,9 @@ from ..reference import tiny
 from ._arrays import compilable
 from ._jit import device, task
 from ._tasks import Call, floats, integer, number, run, vector
+from .elementwise import chunk, chunks
 
 __all__ = ["adam_step", "sgd_step"]
-
-CHUNK = 8192  # elements in one task
-
-
-def _chunks(p: np.ndarray) -> int:
-    return (len(p) + CHUNK - 1) // CHUNK
 
 
 @task
@@ -56,9 +51,8 @@ def _sgd_chunk(args, i):
     nesterov, least = integer(args, 11) != 0, number(args, 12)
     T = p.dtype.type
     share = T(1.0) if state[1] == 1 else T(1.0 - dampening)
-    part = slice(i * CHUNK, (i + 1) * CHUNK)
     _sgd(
-        p[part], g[part], buf[part],
+        chunk(p, i), chunk(g, i), chunk(buf, i),
         T(state[0]), T(momentum), share, T(weight_decay), nesterov, T(least),
     )  # fmt: skip
     return 0
@@ -88,9 +82,8 @@ def _adam_chunk(args, i):
     weight_decay, decoupled, least = number(args, 13), integer(args, 14) != 0, number(args, 15)
     T = p.dtype.type
     lr, t = state[0], state[1]
-    part = slice(i * CHUNK, (i + 1) * CHUNK)
     _adam(
-        p[part], g[part], m[part], v[part],
+        chunk(p, i), chunk(g, i), chunk(m, i), chunk(v, i),
         T(lr / (1 - beta1**t)), T(1 / math.sqrt(1 - beta2**t)),
         T(1 - beta1), T(beta2), T(1 - beta2), T(eps),
         T(0.0 if decoupled else weight_decay),
@@ -152,17 +145,19 @@ def sgd_step_calls(
     """``sgd_step`` as a call, or None if the reference is to answer."""
     if not _takes(state, p, g, *(() if buf is None else (buf,))):
         return None
-    return [Call(
+    call = Call(
         _sgd_chunk,
         p.dtype,
-        _chunks(p),
+        chunks(len(p)),
         (
             p, len(p), g, len(g), *((p, 0) if buf is None else (buf, len(buf))), state, 2,
             float(momentum), float(dampening), float(weight_decay), bool(nesterov), tiny(p.dtype),
         ),
         writes=(p,) if buf is None else (p, buf),
         nanoseconds=0.3 * len(p),
-    )]  # fmt: skip
+    )  # fmt: skip
+    call.chunked = True
+    return [call]
 
 
 def adam_step(
@@ -205,10 +200,10 @@ def adam_step_calls(
     if not _takes(state, p, g, m, v):
         return None
     n = len(p)
-    return [Call(
+    call = Call(
         _adam_chunk,
         p.dtype,
-        _chunks(p),
+        chunks(len(p)),
         (
             p, n, g, n, m, n, v, n, state, 2,
             float(beta1), float(beta2), float(eps), float(weight_decay), bool(decoupled),
@@ -216,4 +211,6 @@ def adam_step_calls(
         ),
         writes=(p, m, v),
         nanoseconds=0.6 * n,
-    )]  # fmt: skip
+    )  # fmt: skip
+    call.chunked = True
+    return [call]
