@@ -1,18 +1,20 @@
 """Latency and throughput of a trained network: ``python -m benchmarks.inference``.
 
-A 784-128-10 network answers batches of 1 to 1024 rows: this project's model under ``no_grad`` and
-compiled, onnxruntime, PyTorch in inference mode, and NumPy by hand. Each runs in processes of its
-own, on one thread and on all; the better is shown for each batch. The outputs are compared with
-float64 NumPy's first; where one differs the exit status is 1. Then the contenders take turns of
-calls that are timed one by one, from a NumPy array to a NumPy array.
+A 784-128-10 network answers batches of 1 to 1024 rows: this project's model under ``no_grad``,
+compiled, and exported as a program; onnxruntime, PyTorch in inference mode, and NumPy by hand. Each
+runs in processes of its own, on one thread and on all; the better is shown for each batch. The
+outputs are compared with float64 NumPy's first; where one differs the exit status is 1. Then the
+contenders take turns of calls that are timed one by one, from a NumPy array to a NumPy array.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -56,6 +58,17 @@ def compiled(weights: Weights, threads: int) -> Predict:
         return forward(tg.from_numpy(x)).numpy()
 
     return predict
+
+
+def exported(weights: Weights, threads: int) -> Predict:
+    """The model exported to a file, and loaded."""
+    import tinygrad_ish as tg
+
+    model = Eager(MODEL, weights, "").model
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "model.msgpack")
+        tg.export(model, np.zeros((1, MODEL.sizes[0]), np.float32), path)
+        return tg.load_program(path)
 
 
 def torch(weights: Weights, threads: int) -> Predict:
@@ -121,6 +134,7 @@ def numpy(weights: Weights, threads: int) -> Predict:
 
 # name: (how it is made, the module that it needs)
 CONTENDERS = {
+    "tinygrad_ish program": (exported, "tinygrad_ish"),
     "tinygrad_ish compiled": (compiled, "tinygrad_ish"),
     "tinygrad_ish": (eager, "tinygrad_ish"),
     "onnxruntime": (onnxruntime, "onnxruntime"),

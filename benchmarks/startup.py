@@ -4,6 +4,8 @@ Importing each library in fresh processes, in turn: medians, and the ratio to Nu
 peers of ``benchmarks.train_step``: seconds from starting Python to the end of the first training
 step of 784-128-10, with the library's cache of compiled code empty (cold) and filled (warm); the
 most memory held in the first steps; and the size of the library on disk with all that it requires.
+Last, from starting Python to the first answer of that network read from a file: a program of ours
+with NumPy alone and with Numba, onnxruntime, PyTorch.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from . import machine, report
+from .memory import peak
 from .models import MODELS, first_weights
 from .peers import PEERS
 
@@ -36,6 +39,7 @@ ROUNDS = 7
 TIMER = "import time; t = time.perf_counter(); import {0}; print(time.perf_counter() - t)"
 FIRST_STEP = "from benchmarks.startup import first_step; first_step({name!r}, {start!r})"
 CACHES = ("TINYGRAD_ISH_CACHE", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
+ROOT = str(Path(__file__).resolve().parent.parent)
 OURS = ("kernels", "serve", "tinygrad_ish")  # installed as links, so their sources are measured
 
 
@@ -75,17 +79,7 @@ def first_step(name: str, start: float) -> None:
     passed = time.time() - start
     for batch in batches[1:]:
         peer.value(peer.step(*batch))
-    print(json.dumps({"seconds": passed, "memory": peak_memory()}))
-
-
-def peak_memory() -> int | None:
-    """The most memory that this process has held, in bytes; None where nobody counts it."""
-    try:
-        import resource
-    except ImportError:
-        return None  # Windows
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    print(json.dumps({"seconds": passed, "memory": peak()}))
 
 
 def step_in_process(name: str, cache: str) -> dict[str, float]:
@@ -129,11 +123,93 @@ def starts(names: Sequence[str], rounds: int) -> tuple[dict[str, Any], dict[str,
     return results, left_out
 
 
-def installed_size(module: str) -> int:
-    """Bytes of the files of a distribution and of all that it requires."""
+# What a fresh process does, from the file that the network is in to the first answer. None in
+# ``sys.modules`` is as if the module were not installed.
+ANSWERS = {
+    "tinygrad_ish, NumPy alone": (
+        "import sys; sys.modules['numba'] = None; import numpy as np, tinygrad_ish as tg; "
+        "tg.load_program('{0}/net.msgpack')(np.zeros((1, 784), 'f4'))"
+    ),
+    "tinygrad_ish": (
+        "import numpy as np, tinygrad_ish as tg; "
+        "tg.load_program('{0}/net.msgpack')(np.zeros((1, 784), 'f4'))"
+    ),
+    "onnxruntime": (
+        "import numpy as np, onnxruntime as ort; ort.InferenceSession('{0}/net.onnx', providers="
+        "['CPUExecutionProvider']).run(None, {{'x': np.zeros((1, 784), 'f4')}})"
+    ),
+    "torch": (
+        "import torch; from torch import nn; "
+        "net = nn.Sequential(nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10)); "
+        "net.load_state_dict(torch.load('{0}/net.pt')); net.eval()(torch.zeros(1, 784))"
+    ),
+}
+MEASURED = (
+    "; import time; seconds = time.time() - {1}; import sys; sys.path.insert(0, {2!r}); "
+    "from benchmarks.memory import peak; import json; "
+    "print(json.dumps(dict(seconds=seconds, memory=peak())))"
+)
+
+
+def answers(rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds to the first answer, memory held then, and the size of what must be installed."""
+    results: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_networks(folder)
+        installed = [n for n in ANSWERS if importlib.util.find_spec(n.partition(",")[0])]
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in installed}
+        for turn in range(rounds + 1):
+            for name in installed:
+                code = (ANSWERS[name] + MEASURED).format(folder, time.time(), ROOT)
+                result = machine_readable(code)
+                if turn:  # once unmeasured
+                    found[name].append(result)
+    for name, several in found.items():
+        module, alone = name.partition(",")[::2]
+        results[name] = {key: statistics.median(r[key] for r in several) for key in several[0]}
+        results[name]["installed"] = installed_size(
+            module, {"numba", "llvmlite"} if alone else set()
+        )
+    return results
+
+
+def machine_readable(code: str) -> dict[str, float]:
+    """The last line that a fresh Python prints, as JSON."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def write_networks(folder: str) -> None:
+    """784-128-10 as a program, and as ONNX and PyTorch's weights where these are installed."""
+    import tinygrad_ish as tg
+
+    from .inference import onnx_file
+    from .peers import Eager
+
+    weights = first_weights(MODELS[0])
+    model = Eager(MODELS[0], weights, "").model
+    tg.export(model, np.zeros((1, 784), np.float32), f"{folder}/net.msgpack")
+    if importlib.util.find_spec("onnx"):
+        Path(folder, "net.onnx").write_bytes(onnx_file(weights))
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        state = {
+            f"{2 * n}.{name}": torch.from_numpy(a)
+            for n, pair in enumerate(weights)
+            for name, a in zip(("weight", "bias"), pair, strict=True)
+        }
+        torch.save(state, f"{folder}/net.pt")
+
+
+def installed_size(module: str, without: set[str] | None = None) -> int:
+    """Bytes of the files of a distribution and of all that it requires, but for some."""
     if module == "tinygrad_ish":
         module = "tinygrad-ish"
-    found: dict[str, int] = {}
+    found: dict[str, int] = dict.fromkeys(without or (), 0)
     waiting = [module]
     while waiting:
         name = waiting.pop()
@@ -149,8 +225,8 @@ def installed_size(module: str) -> int:
             if required and "extra ==" not in line:
                 waiting.append(required.group())
     if module == "tinygrad-ish":
-        root = Path(__file__).parent.parent
-        found[module] += sum(_size(path) for top in OURS for path in (root / top).rglob("*.py"))
+        sources = (path for top in OURS for path in Path(ROOT, top).rglob("*.py"))
+        found[module] += sum(map(_size, sources))
     return sum(found.values())
 
 
@@ -196,9 +272,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         ]
         heads = ["first step, s", "cold", "warm", "memory, MiB", "installed, MiB"]
         report.table(heads, rows)
+    first = {} if args.imports else answers(args.rounds)
+    if first:
+        print()
+        rows = [
+            [name, 1e3 * r["seconds"], r["memory"] / 2**20, r["installed"] / 2**20]
+            for name, r in first.items()
+        ]
+        report.table(["first answer", "ms", "memory, MiB", "installed, MiB"], rows)
     for name, reason in left_out.items():
         print(f"{name}: left out: {reason}")
-    report.save("startup", {"machine": facts, "imports": times, "steps": found})
+    report.save("startup", {"machine": facts, "imports": times, "steps": found, "answers": first})
     return 0
 
 

@@ -1,7 +1,7 @@
 """Train a small network on handwritten digits: python examples/mnist_mlp.py --help
 
-Learns from the digits in data/mnist10k in about ten seconds, and writes the trained weights and
-two pictures to runs/mnist.
+Learns from the digits in data/mnist10k in about ten seconds, and writes the trained weights, a
+program that needs nothing of this file, and some pictures to runs/mnist.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 try:
     from tqdm import tqdm
@@ -56,7 +57,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "or downloaded; without either, the bundled ones")  # fmt: skip
     add("--fashion", nargs="?", const="", metavar="FOLDER", help="pictures of clothes instead "
         "(Fashion-MNIST), from FOLDER, Debian's dataset-fashion-mnist, or downloaded")  # fmt: skip
-    add("--out", type=Path, metavar="FOLDER", help="where the weights and pictures go (runs/mnist; "
+    add("--out", type=Path, metavar="FOLDER", help="where the results go (runs/mnist; "
         "with --fashion runs/fashion)")  # fmt: skip
     args = p.parse_args(argv)
     if args.backend and args.device and (args.backend == "cupy") != (args.device == "cuda"):
@@ -279,7 +280,8 @@ def main() -> None:
     started = time.perf_counter()
     curves = train(args, model, learn, validation)
     seconds = time.perf_counter() - started
-    weights = args.out / ("digits.msgpack" if args.fashion is None else "clothes.msgpack")
+    weights = args.out / "weights.msgpack"
+    program = args.out / ("digits.msgpack" if args.fashion is None else "clothes.msgpack")
     metadata = {"model": sizes, "data": name, "seed": args.seed}
     if curves["validation accuracy"]:
         metadata["validation accuracy"] = curves["validation accuracy"][-1]
@@ -287,15 +289,40 @@ def main() -> None:
         tg.save(model.state_dict(), weights, metadata)
         _, accuracy, probabilities, labels = evaluate(model, test)
         names = [c.split(" - ")[0] for c in test.classes]
+        export(model, test, program, names, {**metadata, "test accuracy": accuracy})
         print(f"\n{confusion(probabilities, labels, names)}\n")
         right = (probabilities.argmax(1) == labels).sum().item()
         print(f"test accuracy ({name}): {accuracy:.2%}, {right} of {len(test)}; ", end="")
         print(f"training took {seconds:.1f} s")
-        print(f"wrote {weights}", end="")
+        print(f"wrote {weights}, {program}", end="")
         print(pictures.write(args.out, curves, test, probabilities))
     except OSError as error:
         sys.exit(f"\nmnist_mlp: {error}")
-    print(f"next: {_python()} -m tinygrad_ish inspect {shlex.quote(str(weights))}")
+    picture = args.out / f"{pictures.name(test)}.png"
+    asked = f"predict {shlex.quote(str(program))} {shlex.quote(str(picture))}"
+    seen = f"inspect {shlex.quote(str(program))}"
+    print(f"next: {_python()} -m tinygrad_ish {asked if picture.exists() else seen}")
+
+
+def export(
+    model: nn.Module, test: datasets.MNIST, path: Path, names: list[str], metadata: dict[str, Any]
+) -> None:
+    """Write the network as a program: from uint8 images (N, 28, 28) to probabilities (N, 10)."""
+    if isinstance(test, datasets.FashionMNIST):
+        marks = {}
+    else:
+        marks = {"image": "mnist"}  # predict centres a drawing as MNIST's digits are
+    tg.export(
+        model.cpu(),
+        test.data[:4],
+        path,
+        preprocess=transforms.Compose([transforms.ToTensor(), NORMALIZE]),
+        postprocess="softmax",
+        inputs=["image"],
+        outputs=["probability"],
+        labels=names,
+        metadata={**metadata, **marks, "tinygrad_ish": tg.__version__},
+    )
 
 
 def check_writable(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a training run: its curves, and a sheet of predictions."""
+"""The pictures of a training run: its curves, a sheet of predictions, and one test image."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import numpy as np
 
 INSTALL = "pip install -e '.[examples]'"
 ROWS, COLUMNS = 6, 10
+EXAMPLE = 7  # the class of the test image
 
 
 def write(folder: Path, curves: dict[str, list[float]], test: Any, probabilities: Any) -> str:
-    """Write curves.png and predictions.png; what to say of it, also where matplotlib is missing."""
+    """Write curves.png, predictions.png and the test image; what to say of it, also where
+    matplotlib is missing."""
     try:
         import matplotlib
 
@@ -23,7 +25,15 @@ def write(folder: Path, curves: dict[str, list[float]], test: Any, probabilities
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     draw_curves(plt, curves, folder / "curves.png")
     draw_predictions(plt, test, np.asarray(probabilities), folder / "predictions.png")
-    return f", {folder / 'curves.png'}, {folder / 'predictions.png'}"
+    number = test.targets.tolist().index(EXAMPLE)
+    one = folder / f"{name(test)}.png"
+    plt.imsave(one, np.asarray(test.data)[number], cmap="gray")
+    return f", {folder / 'curves.png'}, {folder / 'predictions.png'}, {one}"
+
+
+def name(test: Any) -> str:
+    """What the test image shows: "seven", or "sneaker"."""
+    return test.classes[EXAMPLE].split(" - ")[-1].lower()
 
 
 def draw_curves(plt: Any, curves: dict[str, list[float]], path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import runpy
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 import tinygrad_ish as tg
-from tinygrad_ish import datasets, kernels
+from tinygrad_ish import datasets, kernels, nn
 from tinygrad_ish.kernels import Backend, cpu, reference
 from tinygrad_ish.kernels.cpu import _tasks
 from tinygrad_ish.kernels.cpu._jit import kernels_of
@@ -90,13 +91,41 @@ def check_what_was_left(out: Path, printed: str) -> None:
     assert "784-16-10 network, 7204 images to learn from, 800 to validate on, 1996" in printed
     assert "test accuracy (10k subset): " in printed
     assert "confusion (row: what it is, column: what it was taken for)" in printed
-    assert printed.rstrip().splitlines()[-1].startswith("next: ")
-    for name in ("curves.png", "predictions.png"):
+    for name in ("curves.png", "predictions.png", "seven.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
-    weights = tg.load(out / "digits.msgpack")
+    weights = tg.load(out / "weights.msgpack")
     assert {name: t.shape for name, t in weights.items()} == {
         "1.weight": (16, 784), "1.bias": (16,), "3.weight": (10, 16), "3.bias": (10,),
     }  # fmt: skip
+    check_the_program(out, weights)
+    check_what_is_next(out, printed)
+
+
+def check_the_program(out: Path, weights: dict[str, tg.Tensor]) -> None:
+    """It takes raw pixels, and answers as the network does."""
+    program = tg.load_program(out / "digits.msgpack")
+    assert program.labels == list("0123456789")
+    assert program.metadata["image"] == "mnist" and program.metadata["data"] == "10k subset"
+    assert 0.5 < program.metadata["test accuracy"] <= 1
+    test = datasets.MNIST(ROOT / "data" / "mnist10k", train=False)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))
+    model.load_state_dict(weights)
+    pixels = (test.data[:7].float() / 255 - 0.1307) / 0.3081
+    expected = model(pixels).softmax(1).detach().numpy()
+    np.testing.assert_array_equal(program(test.data[:7]), expected)
+    right = program(test.data).argmax(1) == test.targets.numpy()
+    assert right.mean() == pytest.approx(program.metadata["test accuracy"])
+
+
+def check_what_is_next(out: Path, printed: str) -> None:
+    """The command that the run ends with gives an answer."""
+    *_, last = printed.rstrip().splitlines()
+    command = shlex.split(last.removeprefix("next: "))
+    assert command[1:4] == ["-m", "tinygrad_ish", "predict"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path.cwd(), check=True)
+    name, *bars = done.stdout.splitlines()
+    assert name == str(out / "seven.png") and not done.stderr
+    assert sorted(line.split()[0] for line in bars) == list("0123456789")
 
 
 def test_a_run_repeats_bit_for_bit(
@@ -106,7 +135,7 @@ def test_a_run_repeats_bit_for_bit(
     for folder in ("a", "b"):
         options = ("--epochs", "1", "--hidden", "8", "--augment", "--batch-size", "256")
         run_here(monkeypatch, tmp_path / folder, *options)
-        found.append(tg.load(tmp_path / folder / "digits.msgpack"))
+        found.append(tg.load(tmp_path / folder / "weights.msgpack"))
     for name, t in found[0].items():
         assert np.array_equal(t.numpy(), found[1][name].numpy()), name
 
@@ -117,7 +146,7 @@ def test_without_matplotlib_the_pictures_are_skipped(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     run_here(monkeypatch, tmp_path, "--epochs", "1", "--hidden", "8", "--batch-size", "256")
     assert "matplotlib is not installed: pip install -e '.[examples]'" in capsys.readouterr().out
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["digits.msgpack"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["digits.msgpack", "weights.msgpack"]
 
 
 @pytest.mark.parametrize(
@@ -194,4 +223,5 @@ def test_ctrl_c_leaves_the_weights_so_far(tmp_path: Path) -> None:
     assert run.returncode == 0
     assert "keeping the weights so far" in printed
     assert "test accuracy (10k subset)" in printed
-    assert tg.load(tmp_path / "digits.msgpack")["3.bias"].shape == (10,)
+    assert tg.load(tmp_path / "weights.msgpack")["3.bias"].shape == (10,)
+    assert tg.load_program(tmp_path / "digits.msgpack").outputs[0].shape == (None, 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tinygrad_ish as tg
 from tinygrad_ish.random import Generator, manual_seed
 from tinygrad_ish.tensor import Tensor, from_numpy
 from tinygrad_ish.transforms import (
@@ -196,6 +198,47 @@ def test_normalize() -> None:
     tensor = Normalize(0.1307, (0.3081,))(from_numpy(grey))
     assert isinstance(tensor, Tensor) and tensor.shape == (4, 5)
     np.testing.assert_allclose(tensor.numpy(), (grey - 0.1307) / 0.3081, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["numpy", "numba"])
+@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64", "int32"])
+@pytest.mark.parametrize(
+    ("shape", "mean", "std"),
+    [
+        ((28, 28), 0.1307, 0.3081),
+        ((3, 5, 4), 0.1307, (0.3081,)),
+        ((0, 28, 28), 0.5, 0.25),
+        ((2, 3, 5, 4), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ((2, 3, 5, 4), 0.5, (0.229, 0.224, 0.225)),
+    ],
+)
+def test_tensors_are_computed_with_to_the_same_bits(
+    backend: str, dtype: str, shape: tuple[int, ...], mean: Any, std: Any
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
+    arrays, tensors = ToTensor()(images), ToTensor()(tg.tensor(images, device=backend))
+    assert tensors.dtype == tg.float32 and tensors.shape == arrays.shape
+    assert tensors.backend.name == backend
+    np.testing.assert_array_equal(tensors.numpy(), arrays.numpy())
+    normalize = Normalize(mean, std)
+    for array in (arrays.numpy(), arrays.numpy().astype(np.float64)):
+        out = normalize(tg.tensor(array, device=backend))
+        assert out.backend.name == backend and out.dtype == array.dtype
+        np.testing.assert_array_equal(out.numpy(), normalize(array))
+
+
+def test_transforms_of_tensors_are_recorded_and_differentiated(tmp_path: Path) -> None:
+    both = Compose([ToTensor(), Normalize((0.5, 0.25, 0.1), (0.5, 0.25, 2.0))])
+    images = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5)).astype(np.uint8)
+    tg.export(lambda x: x.relu(), images, tmp_path / "program.msgpack", preprocess=both)
+    program = tg.load_program(tmp_path / "program.msgpack", "numpy")
+    for rows in (1, 4):
+        expected = np.maximum(both(images[:rows]).numpy(), 0)
+        np.testing.assert_array_equal(program(images[:rows]), expected)
+    floats = tg.tensor(images.astype(np.float32), requires_grad=True)
+    both(floats).sum().backward()
+    assert floats.grad is not None
+    assert floats.grad[0, :, 0, 0].tolist() == [2.0, 4.0, 0.5]
 
 
 def test_compose_applies_in_order_and_is_batched_if_all_are() -> None:

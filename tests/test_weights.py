@@ -515,7 +515,10 @@ START = b"\x86\xa6format\xactinygrad_ish\xa7version\x01\xa4kind\xa7weights\xa4tr
             sealed(header(more=1)),
             "'metadata', 'more', 'tensors', 'tree', 'version'], not ['format'",
         ),
-        (sealed(header(kind="program")), "it is of the kind 'program', expected 'weights'"),
+        (
+            sealed(header(kind="recipe")),
+            "it is of the kind 'recipe', expected one of weights, program",
+        ),
         (sealed(header(tensors={})), "the header's tensors are not an array"),
         (sealed(header(metadata=[])), "the header's tensors are not an array, or its metadata"),
         (
@@ -633,35 +636,46 @@ def test_hostile_payloads(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("start", "name"),
+    ("start", "name", "remedy"),
     [
-        (b"\x80\x04\x95\x10\0\0\0", "a pickle (it could run any code)"),
-        (b"\x93NUMPY\x01\0", "a NumPy .npy file"),
-        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        (
+            b"\x80\x04\x95\x10\0\0\0",
+            "a pickle (it could run any code)",
+            "tinygrad_ish.save(torch.load('FILE', map_location='cpu', weights_only=True), ",
+        ),
+        (b"\x93NUMPY\x01\0", "a NumPy .npy file", "np.savez"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file", "then save() its arrays"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", "git lfs pull"),
+        # those that load reads, where only ours will do
         (
             (48).to_bytes(8, "little")
             + b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'[:48]
             + b"a",
             "a safetensors file",
+            "tinygrad_ish.load() reads it, and `tinygrad-ish convert` makes one of ours of it",
         ),
         # What flax.serialization.to_bytes makes of {"params": {"w": float32[1, 2]}}.
         (
             bytes.fromhex("81a6706172616d7381a177c71501939102a7666c6f61743332c4080000803f00000040"),
             "a Flax msgpack file",
+            "tinygrad_ish.load() reads it",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_foreign_files_are_named(path: str, start: bytes, name: str) -> None:
+def test_foreign_files_are_named(path: str, start: bytes, name: str, remedy: str) -> None:
     message = refused(start, path)
     assert f"it is {name}" in message
-    assert "read it with the library that wrote it, then save() its arrays" in message
+    assert remedy in message
 
 
 @pytest.mark.parametrize(
     ("member", "name"),
-    [("net/data.pkl", "a PyTorch checkpoint"), ("w.npy", "a NumPy .npz"), ("x", "a zip archive")],
+    [
+        ("net/data.pkl", "a PyTorch checkpoint"),
+        ("w.npy", "a NumPy .npz archive"),
+        ("x", "a zip archive"),
+    ],
 )
 def test_zip_archives_are_named(path: str, member: str, name: str) -> None:
     with zipfile.ZipFile(path, "w") as archive:

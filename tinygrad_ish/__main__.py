@@ -10,8 +10,9 @@ import platform
 import sys
 
 from . import __version__
+from .deploy import registry
+from .deploy.predict import predict
 from .kernels import BACKENDS, why_missing
-from .weights import describe
 
 LIBRARIES = ("numpy", "numba", "llvmlite", "msgpack", "cupy-cuda13x", "matplotlib", "tqdm")
 
@@ -28,18 +29,64 @@ def main(argv: list[str] | None = None) -> int:
     inspect = commands.add_parser(
         "inspect", help="what is in a weights file, and whether it is intact"
     )
-    inspect.add_argument("file", help="a file that tinygrad_ish.save wrote")
+    inspect.add_argument("file", help="ours, safetensors, Flax msgpack or NumPy .npz")
+    convert = commands.add_parser("convert", help="weights from one file format to another")
+    convert.add_argument("source", help="ours, safetensors, Flax msgpack or NumPy .npz")
+    convert.add_argument("target", help="NAME.msgpack (ours), .safetensors, .flax or .npz")
+    convert.add_argument(
+        "--to", help="tinygrad_ish, safetensors, flax or npz, whatever the target's name"
+    )
+    ask = commands.add_parser("predict", help="what a program says of images, CSV or JSON rows")
+    ask.add_argument("program", help="a file that tinygrad_ish.export wrote")
+    ask.add_argument("files", nargs="+", metavar="FILE", help="an image, CSV or JSON; - for stdin")
+    ask.add_argument("--json", action="store_true", help="a JSON object for each row")
+    ask.add_argument("--top", type=_positive, metavar="K", help="only the K most probable classes")
+    publish = commands.add_parser("publish", help="copy a program to the next version of a model")
+    publish.add_argument("file", help="a file that tinygrad_ish.export wrote")
+    publish.add_argument("folder", help="of the model, as models/NAME")
+    publish.add_argument("--version", type=_positive, metavar="N", help="the number (the next one)")
+    models = commands.add_parser("models", help="the published models in a folder, verified")
+    models.add_argument("folder", help="where NAME/VERSION/model.msgpack are")
     args = parser.parse_args(argv)
     if args.command == "info":
         info()
         return 0
+    if args.command == "predict":
+        return _predict(args)
     try:
-        text, intact = describe(args.file)
+        if args.command == "publish":
+            entry = registry.publish(args.file, args.folder, args.version)
+            print(f"{entry.path}: {entry.nbytes:,} bytes, sha256 {entry.sha256}")
+            return 0
+        if args.command == "models":
+            entries = registry.list_models(args.folder)
+            print(registry.describe(entries) or f"{args.folder}: no models")
+            return int(any(e.problem is not None for e in entries))
+        from . import formats  # zipfile and json take some milliseconds
+
+        if args.command == "convert":
+            print(formats.convert(args.source, args.target, args.to))
+            return 0
+        text, intact = formats.describe(args.file)
     except (ValueError, OSError) as error:
-        print(f"tinygrad-ish inspect: {error}", file=sys.stderr)
+        print(f"tinygrad-ish {args.command}: {error}", file=sys.stderr)
         return 2
     print(text)
     return 0 if intact else 1
+
+
+def _predict(args: argparse.Namespace) -> int:
+    try:
+        return predict(args.program, args.files, args.top, args.json)
+    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 0 < int(text) < 10**9):
+        raise argparse.ArgumentTypeError(f"must be an int from 1 on, got {text}")
+    return int(text)
 
 
 def info() -> None:

@@ -644,13 +644,17 @@ class Replay:
                 return False
         return all([setting() == value for setting, value in self._settings])  # noqa: C419
 
-    def __call__(self, tensors: list[Tensor]) -> Any:
-        for bind, tensor in zip(self._binders, tensors, strict=True):
-            bind(tensor._array)
+    def perform(self, arrays: list[Array]) -> None:
+        """Run the program on arrays like those of the recording."""
+        for bind, array in zip(self._binders, arrays, strict=True):
+            bind(array)
         for packed in self._packed:
             packed.refresh()
         for run in self._run:
             run()
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        self.perform([t._array for t in tensors])
         for version, writer in self._bumps:
             version.bump(writer)
         for leaf, grad in self._grads:
@@ -887,11 +891,7 @@ class CompiledFunction:
                     stacklevel=4,
                 )
             return self._function(*args, **kwargs)
-        with _one_records:
-            try:
-                result, replay = _record(self._function, tensors, args, kwargs)
-            finally:
-                _memo.clear()
+        result, replay = record(self._function, tensors, args, kwargs)
         replays.append(replay)
         self._recordings += 1
         self._latest = replay
@@ -917,10 +917,21 @@ class CompiledFunction:
         return self._latest
 
 
-def _record(
+def record(
     function: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any
 ) -> tuple[Any, Replay]:
-    """Run the function on copies of its tensors, looking on: its result, and how to repeat it."""
+    """Run the function on copies of its tensors (those in args and kwargs), looking on: its result,
+    and how to repeat it."""
+    with _one_records:
+        try:
+            return _recorded(function, tensors, args, kwargs)
+        finally:
+            _memo.clear()
+
+
+def _recorded(
+    function: Callable[..., Any], tensors: list[Tensor], args: Any, kwargs: Any
+) -> tuple[Any, Replay]:
     if any(t._requires_grad for t in tensors):
         raise CompileError(
             "compile: an argument requires a gradient; pass x.detach(), or keep it outside of the "

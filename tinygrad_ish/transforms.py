@@ -3,6 +3,9 @@
 They take one grey image (H, W), a batch (N, H, W) or (N, C, H, W), as an array or a tensor, and
 give back the same kind; of a batch, every image draws its own random numbers. A DataLoader over
 ``datasets.MNIST`` hands them whole batches, because they say ``batched = True``.
+
+Of a tensor, ToTensor and Normalize compute with tensor operations, to the same bits: they can be
+recorded, as the preprocessing of an exported program.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .random import Generator, default_generator
-from .tensor import Tensor, from_numpy
+from .tensor import Tensor, from_numpy, tensor
 
 Images = Any  # array or Tensor: (H, W), (N, H, W) or (N, C, H, W)
 
@@ -49,6 +52,10 @@ class ToTensor:
     batched: ClassVar[bool] = True
 
     def __call__(self, images: Images) -> Tensor:
+        if isinstance(images, Tensor):
+            _check(images, "ToTensor")
+            scaled = images / 255 if images.dtype == np.uint8 else images.float()
+            return scaled if scaled.ndim == 4 else scaled.unsqueeze(-3)
         array = _as_array(images, "ToTensor")
         if array.dtype == np.uint8:
             array = array / np.float32(255)
@@ -72,21 +79,33 @@ class Normalize:
             )
 
     def __call__(self, images: Images) -> Images:
-        array = _as_array(images, "Normalize")
-        if array.dtype.kind != "f":
+        if not isinstance(images, Tensor):
+            images = np.asarray(images)
+        _check(images, "Normalize")
+        if images.dtype.kind != "f":
             raise TypeError(
-                f"Normalize: images: expected floats, got {array.dtype}; put ToTensor() before it"
+                f"Normalize: images: expected floats, got {images.dtype}; put ToTensor() before it"
             )
         channels = max(self.mean.size, self.std.size)
-        if channels > 1 and (array.ndim < 3 or array.shape[-3] != channels):
+        if channels > 1 and (images.ndim < 3 or images.shape[-3] != channels):
             raise ValueError(
                 f"Normalize: expected images with {channels} channels (…, {channels}, H, W), one "
-                f"for each mean and std, got {list(array.shape)}"
+                f"for each mean and std, got {list(images.shape)}"
             )
-        mean, std = (a.astype(array.dtype).reshape(-1, 1, 1) for a in (self.mean, self.std))
-        out = array - mean
+        mean, std = (_constant(a, images) for a in (self.mean, self.std))
+        out = images - mean
+        if isinstance(out, Tensor):
+            return out / std  # not in place: this is recorded
         out /= std
-        return _like(images, out.reshape(array.shape))
+        return out
+
+
+def _constant(values: np.ndarray, images: Images) -> Any:
+    """One number for all channels, or one for each, to compute with images of this kind."""
+    if values.size == 1:
+        return values.item()
+    each = values.astype(images.dtype).reshape(-1, 1, 1)
+    return tensor(each, device=images.backend) if isinstance(images, Tensor) else each
 
 
 class RandomAffine:
@@ -234,12 +253,16 @@ def _mix(flat: np.ndarray, index: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def _as_array(images: Images, name: str) -> np.ndarray:
     array = images.numpy() if isinstance(images, Tensor) else np.asarray(images)
-    if array.ndim not in (2, 3, 4) or array.dtype.kind not in "uif":
+    _check(array, name)
+    return array
+
+
+def _check(images: Images, name: str) -> None:
+    if images.ndim not in (2, 3, 4) or images.dtype.kind not in "uif":
         raise ValueError(
             f"{name}: images: expected numbers (H, W), (N, H, W) or (N, C, H, W), got "
-            f"{array.dtype}{list(array.shape)}; one coloured image goes in as (1, C, H, W)"
+            f"{images.dtype}{list(images.shape)}; one coloured image goes in as (1, C, H, W)"
         )
-    return array
 
 
 def _with_channels(array: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ A file is a stream of plain msgpack objects (https://github.com/msgpack/msgpack/
    ======== ==========================================================================
    format   "tinygrad_ish"
    version  1
-   kind     "weights"
+   kind     "weights", or "program" (deploy/runtime.py says what its tree holds)
    tree     the saved object, with nil where its tensors stand
    tensors  an array of maps {"path", "dtype", "shape", "sha256"}: the keys (str) and
             indices (int) that lead to the tensor's nil in the tree, a name out of
@@ -41,6 +41,7 @@ import errno
 import hashlib
 import io
 import math
+import mmap
 import os
 import re
 import stat
@@ -68,6 +69,7 @@ DTYPES = (
     "float32",
     "float64",
 )
+KINDS = {"weights": "load", "program": "load_program"}  # and what reads each
 ALIGNMENT = 64
 PIECE_LIMIT = 2**32 - 64  # the longest bin 32 that leaves the next piece's elements whole
 HEADER_LIMIT = 16 * 2**20  # bytes; some 100,000 tensors
@@ -129,6 +131,11 @@ def save(obj: Any, path: StrPath, metadata: dict[str, Any] | None = None) -> Non
     Raises WeightsError (a ValueError) naming the place in ``obj`` that cannot be saved, and OSError
     where the file cannot be written.
     """
+    write(obj, path, metadata, "weights")
+
+
+def write(obj: Any, path: StrPath, metadata: dict[str, Any] | None, kind: str) -> None:
+    """``save``, for a file of any kind."""
     arrays: list[tuple[TreePath, Array]] = []
     tree = _plain(obj, (), arrays)
     if not isinstance(metadata, (dict, type(None))):
@@ -140,12 +147,12 @@ def save(obj: Any, path: StrPath, metadata: dict[str, Any] | None = None) -> Non
             {"path": place, "dtype": array.dtype.name, "shape": array.shape, "sha256": digest}
             for (place, array), digest in zip(arrays, digests)
         ]
-        return _pack_header(tree, tensors, plain_metadata)
+        return _pack_header(kind, tree, tensors, plain_metadata)
 
     # The digests are known once the payloads are written; the header's length does not depend on
     # them, so it is written twice and every payload is read once.
     first = header([bytes(32)] * len(arrays))
-    _unpack(first)  # what load would refuse is refused before anything is written
+    _unpack(first)  # what a reader would refuse is refused before anything is written
     with replacing(_path_name(path)) as file:
         file.write(first + _DIGEST_LEAD + bytes(32))
         digests = [_write_payload(file, array) for _, array in arrays]
@@ -159,7 +166,9 @@ def load(path: StrPath, map_location: Any = None, *, weights_only: bool = True) 
     """The object that ``save`` wrote to ``path``, its tensors on ``map_location`` (a device), or
     on the default one. ``weights_only`` is there for PyTorch's calls: a file holds nothing else.
 
-    Arrays of a dtype that tensors lack (uint16, uint32, uint64) come back as NumPy arrays.
+    A safetensors file, a Flax msgpack file or a NumPy .npz archive is known by its content and read
+    too, names and nesting as they are there (see ``tinygrad_ish.formats``). Arrays of a dtype that
+    tensors lack (uint16, uint32, uint64) come back as NumPy arrays, bfloat16 ones as float32.
 
     Raises WeightsError (a ValueError) for a file that is foreign, damaged, truncated, of a newer
     version or not as the format demands, and OSError where it cannot be read.
@@ -171,7 +180,13 @@ def load(path: StrPath, map_location: Any = None, *, weights_only: bool = True) 
         known = array.dtype in dtypes.SUPPORTED
         return as_tensor(array, device=map_location) if known else array
 
-    return _read(path, convert)
+    with _opened(path) as file:
+        ours = file.read(1 + len(_SIGNATURE)).endswith(_SIGNATURE)
+    if ours:
+        return _read(path, convert)
+    from . import formats
+
+    return formats.read(path, convert)
 
 
 def load_metadata(path: StrPath) -> dict[str, Any]:
@@ -288,11 +303,13 @@ def _array(value: Any, place: TreePath) -> Array:
     return array
 
 
-def _pack_header(tree: Any, tensors: list[dict[str, Any]], metadata: dict[str, Any]) -> bytes:
+def _pack_header(
+    kind: str, tree: Any, tensors: list[dict[str, Any]], metadata: dict[str, Any]
+) -> bytes:
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "kind": "weights",
+        "kind": kind,
         "tree": tree,
         "tensors": tensors,
         "metadata": metadata,
@@ -368,10 +385,65 @@ def _read(path: StrPath, convert: Any = lambda array: array) -> Any:
     """The tree in a weights file; ``convert`` is called on each tensor's array."""
     with _opened(path) as file:
         header = _read_header(file)
+        _expect_kind(header, "weights")
         for tensor in header.tensors:
             container, key = _find(header.root, tensor.path)
             container[key] = convert(_read_tensor(file, tensor))
         return header.root[0]
+
+
+def _expect_kind(header: _Header, kind: str) -> None:
+    if header.kind != kind:
+        raise WeightsError(
+            f"it is of the kind {header.kind}, expected {kind}: read it with "
+            f"tinygrad_ish.{KINDS[header.kind]}()"
+        )
+
+
+class Mapped:
+    """A file whose tensors stay in it: ``tree`` and ``metadata``, the arrays in the tree read-only
+    views of the mapped file. They hold what is there; whether that is what was written, ``verify``
+    tells."""
+
+    def __init__(self, path: StrPath, kind: str) -> None:
+        with _opened(path) as file:
+            header = _read_header(file)
+            _expect_kind(header, kind)
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._arrays = [(t, _mapped(mapping, file, t)) for t in header.tensors]
+        for tensor, array in self._arrays:
+            container, key = _find(header.root, tensor.path)
+            container[key] = array.astype(array.dtype.newbyteorder("="), copy=False)
+        self.tree = header.root[0]
+        self.metadata = header.metadata
+        self._name = _path_name(path)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that ``verify`` reads."""
+        return sum(tensor.nbytes for tensor, _ in self._arrays)
+
+    def verify(self) -> None:
+        """Raise WeightsError unless every tensor matches its checksum."""
+        for tensor, array in self._arrays:
+            try:
+                _check_digest(tensor, hashlib.sha256(_bytes(array)).digest())
+                _check_bools(tensor, array)
+            except WeightsError as error:
+                raise WeightsError(f"{self._name}: {error}") from None
+
+
+def _mapped(mapping: mmap.mmap, file: io.BufferedReader, tensor: _Tensor) -> Array:
+    """A tensor as a view of the mapped file; one in several pieces is read into memory."""
+    pieces = list(_pieces(tensor.start, tensor.nbytes))
+    if len(pieces) > 1:
+        return _read_tensor(file, tensor).astype(tensor.dtype, copy=False)
+    ((lead, _),) = pieces
+    start = tensor.start + len(lead)
+    if mapping[tensor.start : start] != lead:
+        raise _damaged(f"tensor {_name(tensor.path)!r}: its bytes do not begin where they must")
+    count = math.prod(tensor.shape)
+    return np.frombuffer(mapping, tensor.dtype, count, start).reshape(tensor.shape)
 
 
 def _path_name(path: Any) -> str:
@@ -436,7 +508,9 @@ def _read_header(file: io.BufferedReader) -> _Header:
 def _packed_header(file: io.BufferedReader) -> bytes:
     """The exact bytes of the file's first object; the file is left at their end."""
     file.seek(0)
-    scanner = msgpack.Unpacker(file, max_buffer_size=HEADER_LIMIT)
+    scanner = msgpack.Unpacker(
+        file, read_size=min(2**16, HEADER_LIMIT), max_buffer_size=HEADER_LIMIT
+    )
     try:
         # Skipping builds no objects: no declared length is believed before its bytes were seen.
         scanner.skip()
@@ -507,8 +581,10 @@ def _unpack(packed: bytes) -> dict[str, Any]:
         )
     for key in ("kind", "tree", "tensors", "metadata"):
         _plain(header[key], (key,), None)
-    if header["kind"] != "weights":
-        raise WeightsError(f"it is of the kind {_shown(header['kind'])}, expected 'weights'")
+    if header["kind"] not in KINDS:
+        raise WeightsError(
+            f"it is of the kind {_shown(header['kind'])}, expected one of {', '.join(KINDS)}"
+        )
     if type(header["tensors"]) is not list or type(header["metadata"]) is not dict:
         raise _damaged("the header's tensors are not an array, or its metadata not a map")
     return header
@@ -575,13 +651,25 @@ def _read_tensor(file: io.BufferedReader, tensor: _Tensor) -> Array:
                 raise _damaged(f"{what}: the file became shorter while it was read")
             digest.update(block)
         done += length
-    if digest.digest() != tensor.sha256:
-        raise _damaged(
-            f"{what}: expected the sha256 {tensor.sha256.hex()}, found {digest.hexdigest()}"
-        )
-    if tensor.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        raise _damaged(f"{what}: it is of dtype bool and has a byte that is neither 0 nor 1")
+    _check_digest(tensor, digest.digest())
+    _check_bools(tensor, array)
     return array.astype(tensor.dtype.newbyteorder("="), copy=False)
+
+
+def _check_digest(tensor: _Tensor, found: bytes) -> None:
+    if found != tensor.sha256:
+        raise _damaged(
+            f"tensor {_name(tensor.path)!r}: expected the sha256 {tensor.sha256.hex()}, found "
+            f"{found.hex()}"
+        )
+
+
+def _check_bools(tensor: _Tensor, array: Array) -> None:
+    if tensor.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise _damaged(
+            f"tensor {_name(tensor.path)!r}: it is of dtype bool and has a byte that is neither 0 "
+            "nor 1"
+        )
 
 
 # --- The layout, shared by both ----------------------------------------------------------
@@ -617,37 +705,44 @@ def _damaged(what: str) -> WeightsError:
     return WeightsError(f"{what}: {_DAMAGED}")
 
 
+_TO_TENSORS = (
+    "convert it where PyTorch is: import torch, tinygrad_ish; tinygrad_ish.save(torch.load('FILE', "
+    "map_location='cpu', weights_only=True), 'FILE.msgpack')"
+)
 _FOREIGN = (
-    (rb"PK\x03\x04.{26}[^/]*/(data\.pkl|\.format_version)", "a PyTorch checkpoint, zip and pickle"),
-    (rb"PK\x03\x04.{26}[^/]*\.npy", "a NumPy .npz archive"),
-    (rb"PK\x03\x04", "a zip archive, as PyTorch, Keras and NumPy write"),
-    (rb"\x80[\x02-\x05]", "a pickle (it could run any code), as older PyTorch checkpoints are"),
-    (rb"\x93NUMPY", "a NumPy .npy file"),
-    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file, as older Keras versions write"),
-    (rb"version https://git-lfs", "a Git LFS pointer, for `git lfs pull` to replace"),
-    # Extension type 1 around [shape, dtype, bytes] is Flax's array, type 3 its NumPy scalar.
     (
-        rb"[\x80-\x8f\xde\xdf].*?(__msgpack_chunked_array__"
-        rb"|(\xc7.|\xc8..|\xc9....|[\xd4-\xd8])[\x01\x03]\x93[\x90-\x9f])",
-        "a Flax msgpack file",
+        rb"PK\x03\x04.{26}[^/]*/(data\.pkl|\.format_version)",
+        "a PyTorch checkpoint, zip and pickle (it could run any code)",
+        _TO_TENSORS,
     ),
+    (
+        rb"\x80[\x02-\x05]",
+        "a pickle (it could run any code), as older PyTorch checkpoints are",
+        _TO_TENSORS,
+    ),
+    (rb"PK\x03\x04", "a zip archive, as PyTorch and Keras write", ""),
+    (rb"\x93NUMPY", "a NumPy .npy file", "put the array into an archive, with np.savez"),
+    (rb"\x89HDF\r\n\x1a\n", "an HDF5 file, as older Keras versions write", ""),
+    (rb"version https://git-lfs", "a Git LFS pointer", "replace it, with git lfs pull"),
 )
 
 
 def _foreign(start: bytes, size: int) -> str:
-    """What a file that is not ours is, judged by its first bytes."""
-    kind = None
-    if int.from_bytes(start[:8], "little") <= size - 8 and start[8:9] == b"{":
-        kind = "a safetensors file"
-    for pattern, name in _FOREIGN:
-        if kind is None and re.match(pattern, start, re.DOTALL):
-            kind = name
-    if kind is None:
-        return "it is not a tinygrad_ish file, or its first bytes are damaged: check the path"
-    return (
-        f"it is {kind}, expected a file written by tinygrad_ish.save(): read it with the library "
-        "that wrote it, then save() its arrays"
-    )
+    """What a file that is not ours is, judged by its first bytes, and what to do about it."""
+    from . import formats
+
+    expected = "expected a file written by tinygrad_ish.save()"
+    known = formats.recognize(start, size)
+    if known is not None:
+        return (
+            f"it is {formats.TITLES[known]}, {expected}: tinygrad_ish.load() reads it, and "
+            "`tinygrad-ish convert` makes one of ours of it"
+        )
+    for pattern, name, remedy in _FOREIGN:
+        if re.match(pattern, start, re.DOTALL):
+            remedy = remedy or "read it with the library that wrote it, then save() its arrays"
+            return f"it is {name}, {expected}: {remedy}"
+    return "it is not a tinygrad_ish file, or its first bytes are damaged: check the path"
 
 
 def _name(place: TreePath) -> str:

@@ -141,7 +141,8 @@ def _pack(
         if getattr(step, "kernel", "") != "linear" or _calls(step, {}) is None:
             continue
         x, w = step.args["x"], step.args["w"]
-        if _place(w) in places and len(x) <= FEW_ROWS and w.size:
+        lies_so = w.T.flags.c_contiguous
+        if _place(w) in places and len(x) <= FEW_ROWS and w.size and not lies_so:
             transposed = np.empty(w.shape[::-1], w.dtype)
             copy = partial(np.copyto, transposed, w.T)
             copy()
