@@ -11,7 +11,7 @@ ARGS   =
 BIN    = $(VENV)/bin
 DEV    = $(VENV)/.with-$(EXTRAS)
 
-.PHONY: help venv mnist bench test test-gpu lint format types wheel-check check clean
+.PHONY: help venv mnist penguins bench test test-gpu lint format types wheel-check check clean
 .NOTPARALLEL:  # two pips in one environment would break it
 .DEFAULT_GOAL := help
 
@@ -20,6 +20,9 @@ help:          ## this list
 
 mnist: $(VENV)/.with-examples  ## train on handwritten digits (ARGS="--help" lists the options)
 	@$(BIN)/python examples/mnist_mlp.py $(ARGS)
+
+penguins: $(VENV)/.with-examples  ## guess penguins' weights from their measures (linear regression)
+	@$(BIN)/python examples/penguins.py $(ARGS)
 
 bench: $(VENV)/.with-bench  ## all benchmarks against PyTorch, JAX and others; a quarter of an hour (ARGS="--quick": less)
 	@for name in train_step kernels inference startup scaling; do echo; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit; done

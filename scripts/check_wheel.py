@@ -21,7 +21,7 @@ MAPPED = {
     "kernels": "tinygrad_ish/kernels",
     "serve": "tinygrad_ish/serve",
 }
-EXTRAS_ONLY = {"cupy", "matplotlib", "pytest", "torch", "tqdm"}
+EXTRAS_ONLY = {"cupy", "matplotlib", "onnx", "pillow", "pytest", "starlette", "torch", "tqdm"}
 
 
 def files_on_disk() -> set[str]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
 import pytest
 
+from tinygrad_ish import datasets
+
 ROOT = Path(__file__).parent.parent
 DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_readme_listing_trains(
+def test_the_readme_listings_train_and_export(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (listing,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    listings = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    listing = "\n".join(listings)
     listing = listing.replace('"data/mnist10k"', repr(str(ROOT / "data" / "mnist10k")))
     monkeypatch.chdir(tmp_path)
     exec(compile(listing, "README.md", "exec"), {})
-    loss = float(capsys.readouterr().out.removeprefix("loss "))
-    assert loss < 1.0
+    first, *program, best = capsys.readouterr().out.splitlines()
+    assert float(first.removeprefix("loss ")) < 1.0
+    assert program[0].startswith("program(") and "softmax" in program[-2]
+    label, probability = ast.literal_eval(best)
+    assert label in datasets.MNIST.classes and 0.1 < probability <= 1
     assert (tmp_path / "digits.msgpack").exists()
 
 

@@ -24,7 +24,10 @@ MAY_IMPORT = {
     "tinygrad_ish": {"kernels", "tinygrad_ish"},
     "serve": {"kernels", "tinygrad_ish", "serve"},
 }
-HEAVY = {"cupy", "matplotlib", "numba", "pandas", "scipy", "torch", "tqdm"}
+HEAVY = {
+    "PIL", "cupy", "matplotlib", "numba", "onnx", "onnxruntime", "orjson", "pandas", "scipy",
+    "starlette", "torch", "tqdm", "uvicorn",
+}  # fmt: skip
 
 
 def layer_of(module: str) -> str | None:

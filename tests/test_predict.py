@@ -97,7 +97,9 @@ def test_rows_without_names() -> None:
     [
         ("", "it is empty"),
         (" \n ", "it has no rows"),
-        ("height,width,age\n", "it has a header and no rows"),
+        ("height,width,age\n", "it has no rows"),
+        (",,\n,,", "it has no rows"),
+        ("1,2,3,4", "line 1: expected 3 numbers (height, width, age), got 4"),
         ("height,age\n1,2\n", "line 1: without width; the program takes height, width, age, given"),
         ("height,width,age,age\n1,2,3,4", "line 1: more than one age"),
         ("1,2\n", r"line 1: expected 3 numbers (height, width, age), got 2"),

@@ -18,7 +18,6 @@ import itertools
 import json
 import math
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,7 +28,7 @@ from .runtime import ExportedProgram, Signature
 
 __all__ = ["InputError", "SIZE_LIMIT", "centred", "decode"]
 
-SIZE_LIMIT = 64 * 2**20  # bytes
+SIZE_LIMIT = 32 * 2**20  # bytes
 PIXEL_LIMIT = 50 * 10**6  # a decoded image takes 4 bytes for each
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP")
 _IMAGE = re.compile(
@@ -78,33 +77,33 @@ def decode(program: ExportedProgram, data: bytes) -> tuple[np.ndarray, list[str]
 
 
 class _Rows:
-    """Numbers that become the program's input, eight bytes for each meanwhile."""
+    """Numbers that become the program's input, eight bytes for each meanwhile. A row's place, for
+    messages, is a number of lines, rows or whatever the unit is."""
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, unit: str) -> None:
+        self.unit = unit
         self.input = program.inputs[0]
-        self.shape: Any = self.input.shape[1:]
+        self.shape = _row_shape(self.input)
         self.width = math.prod(self.shape)
         self.features = program.features
         self.numbers: Any = array.array("q" if self.input.dtype.kind in "iu" else "d")
-        self.places: list[str] = []
+        self.places: Any = array.array("q")
 
-    def add(self, numbers: Iterable[Any], place: str) -> None:
-        """One row; the place is for messages."""
+    def add(self, numbers: Iterable[Any], at: int) -> None:
+        """One row."""
         before = len(self.numbers)
         try:
             self.numbers.extend(numbers)
         except (TypeError, OverflowError):
             kind = "whole numbers" if self.numbers.typecode == "q" else "numbers"
             raise InputError(
-                f"{place}: expected {kind} that {self.input.dtype.name} holds, got others"
+                f"{self.unit} {at}: expected {kind} that {self.input.dtype.name} holds, got others"
             ) from None
         found = len(self.numbers) - before
         if found != self.width:
-            raise InputError(f"{place}: expected {self.width} numbers{self._names()}, got {found}")
-        self.places.append(place)
-
-    def _names(self) -> str:
-        return f" ({_listed(self.features)})" if self.features else ""
+            names = f" ({_listed(self.features)})" if self.features else ""
+            raise InputError(f"{self.unit} {at}: expected {self.width} numbers{names}, got {found}")
+        self.places.append(at)
 
     def array(self) -> np.ndarray:
         """All rows, in the input's dtype and shape."""
@@ -116,34 +115,41 @@ class _Rows:
             row, column = np.argwhere(bad)[0]
             name = self.features[column] if self.features else f"number {column + 1}"
             raise InputError(
-                f"{self.places[row]}: {printable(name)}: {given[row, column]} is no number that "
-                f"{fits.dtype.name} holds"
+                f"{self.unit} {self.places[row]}: {printable(name)}: {given[row, column]} is no "
+                f"number that {fits.dtype.name} holds"
             )
         return fits.reshape(-1, *self.shape)
 
 
+def _row_shape(signature: Signature) -> tuple[int, ...]:
+    """The input's shape without the batch."""
+    return tuple(n for n in signature.shape[1:] if n is not None)
+
+
 def _csv_rows(program: ExportedProgram, text: str) -> tuple[np.ndarray, list[str]]:
-    rows, notes = _Rows(program), []
+    rows, notes = _Rows(program, "line"), []
     lines = _csv_lines(text)
-    place, first = next(lines)
+    at, first = next(lines, (0, []))
+    if not first:
+        raise InputError("it has no rows")
     columns: Any = range(len(first))
     names = first if _is_header(first, program.features or []) else None
     if names is None:
-        lines = itertools.chain([(place, first)], lines)
+        lines = itertools.chain([(at, first)], lines)
     elif program.features is None:
-        notes.append(f"{place}: ignored the names: the columns are taken in their order")
+        notes.append(f"line {at}: ignored the names: the columns are taken in their order")
     else:
-        columns, notes = _columns(names, program.features, place)
-    for place, cells in lines:
+        columns, notes = _columns(names, program.features, f"line {at}")
+    for at, cells in lines:
         if len(cells) != len(first):
-            raise InputError(f"{place}: expected {len(first)} columns as above, got {len(cells)}")
-        rows.add((_number(cells[i], names, i, place) for i in columns), place)
+            raise InputError(f"line {at}: expected {len(first)} columns as above, got {len(cells)}")
+        rows.add((_number(cells[i], names, i, f"line {at}") for i in columns), at)
     if not rows.places:
-        raise InputError("it has a header and no rows")
+        raise InputError("it has no rows")
     return rows.array(), notes
 
 
-def _csv_lines(text: str) -> Iterator[tuple[str, list[str]]]:
+def _csv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
     """The lines that are not empty, each with its number, cut at its commas (or at semicolons or
     tabs, if the first has more of these)."""
     delimiter = max(",;\t", key=text.lstrip().split("\n", 1)[0].count)
@@ -151,7 +157,7 @@ def _csv_lines(text: str) -> Iterator[tuple[str, list[str]]]:
     try:
         for cells in reader:
             if any(cell.strip() for cell in cells):
-                yield f"line {reader.line_num}", [cell.strip() for cell in cells]
+                yield reader.line_num, [cell.strip() for cell in cells]
     except csv.Error as error:
         raise InputError(f"line {reader.line_num}: it is no CSV: {error}") from None
 
@@ -195,7 +201,7 @@ def _number(cell: str, names: list[str] | None, i: int, place: str) -> int | flo
 
 
 def _json_rows(program: ExportedProgram, text: str) -> tuple[np.ndarray, list[str]]:
-    rows = _Rows(program)
+    rows = _Rows(program, "row")
     notes: list[str] = []
     for i, row in enumerate(_json_values(text, rows.shape), 1):
         place = f"row {i}"
@@ -210,7 +216,7 @@ def _json_rows(program: ExportedProgram, text: str) -> tuple[np.ndarray, list[st
             row = [row[name] for name in program.features]
         nested = _depth(row) == len(rows.shape) > 1
         items = _leaves(row, rows.shape if nested else None, place)
-        rows.add((_json_number(x, place) for x in items), place)
+        rows.add((_json_number(x, place) for x in items), i)
     if not rows.places:
         raise InputError("it has no rows")
     return rows.array(), notes
@@ -282,17 +288,17 @@ def _image(program: ExportedProgram, data: bytes) -> np.ndarray:
     else:
         pixels = _resized(image, channels, height, width)
     scaled = pixels if signature.dtype == np.uint8 else pixels / np.float32(255)
-    return scaled.reshape(signature.shape[1:])
+    return scaled.reshape(_row_shape(signature))
 
 
 def _image_shape(signature: Signature, features: list[str] | None) -> tuple[int, int, int]:
     """Channels, height and width; InputError if the program takes no images."""
-    shape: Any = signature.shape[1:]
+    shape = _row_shape(signature)
     if signature.dtype in (np.uint8, np.float32) and 0 not in shape:
         if len(shape) == 2:
             return 1, *shape
         if len(shape) == 3 and shape[0] in (1, 3):
-            return shape
+            return shape[0], shape[1], shape[2]
     wanted = ", ".join(["batch", *map(str, shape)])
     named = f" ({_listed(features)})" if features else ""
     raise InputError(
@@ -308,12 +314,10 @@ def _opened(data: bytes) -> Any:
     except ImportError:
         raise InputError("images need Pillow: pip install 'tinygrad_ish[images]'") from None
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes and metadata; what matters is checked here
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if math.prod(image.size) > PIXEL_LIMIT:
-                raise _too_large(" × ".join(map(str, image.size)))
-            image = ImageOps.exif_transpose(image)
+        image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+        if math.prod(image.size) > PIXEL_LIMIT:
+            raise _too_large(" × ".join(map(str, image.size)))
+        image = ImageOps.exif_transpose(image)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -387,7 +391,7 @@ def _ink(image: Any) -> np.ndarray:
 
 
 def centred(ink: np.ndarray, height: int = 28, width: int = 28) -> np.ndarray:
-    """Ink (H, W), 0 where there is none, as MNIST's digits are: uint8 (height, width).
+    """Ink (H, W), above 0 somewhere, as MNIST's digits are: uint8 (height, width).
 
     The drawing's box is scaled to fit 20 × 20 of 28 × 28, anti-aliased and with its proportions,
     and placed so that its centre of mass is in the middle, without leaving the image (Y. LeCun,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,7 +54,9 @@ def predict(
 
 def _answers(program: ExportedProgram, name: str) -> list[Any]:
     """What ``program.predict`` says of each row in a file."""
-    rows, notes = decode(program, _content(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd metadata; what matters is an InputError
+        rows, notes = decode(program, _content(name))
     for note in notes:
         _complain(f"{printable(name)}: {note}")
     answers: list[Any] = []

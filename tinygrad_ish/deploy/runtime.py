@@ -27,7 +27,7 @@ from .. import autograd, program
 from ..device import resolve
 from ..kernels import Backend
 from ..tensor import Tensor
-from ..weights import Mapped, StrPath
+from ..weights import Mapped, StrPath, WeightsError
 from . import rules
 from .graph import Dim, Graph, Node, ProgramError, Ref, at_batch, from_tree
 
@@ -72,7 +72,10 @@ def load_program(path: StrPath, device: Any = None) -> ExportedProgram:
     Raises ProgramError (a ValueError) for a file that is foreign, damaged, hostile or newer, and
     OSError where it cannot be read.
     """
-    mapped = Mapped(path, "program")
+    try:
+        mapped = Mapped(path, "program")
+    except WeightsError as error:  # it names the file
+        raise ProgramError(str(error)) from None
     try:
         loaded = ExportedProgram(mapped, resolve(device))
         if mapped.nbytes <= AT_ONCE:
@@ -120,8 +123,7 @@ class ExportedProgram:
         with the same number of rows; Python numbers and floats of another precision are converted.
         Raises ProgramError for what does not fit.
         """
-        self.verify()
-        results = self._runner("graph")(self._taken(self.inputs, inputs))
+        results = self.run(self.take(*inputs))
         return results[0] if len(results) == 1 else results
 
     def prepare(self, *inputs: Any) -> Any:
@@ -156,15 +158,18 @@ class ExportedProgram:
     def predict(self, *inputs: Any) -> list[Any]:
         """For each row of the first output: with labels, ``top_k`` pairs (label, probability), the
         most probable first; without, the row as a number or nested lists."""
-        results = self(*inputs)
-        rows = results[0] if isinstance(results, tuple) else results
-        if self.labels is None:
-            return list(rows.tolist())
+        rows = self.run(self.take(*inputs))[0]
+        return list(rows.tolist()) if self.labels is None else self.best(rows)
+
+    def best(self, rows: np.ndarray) -> list[list[tuple[str, float]]]:
+        """The ``top_k`` labels of each row of probabilities (N, classes), most probable first."""
+        assert self.labels is not None
         count = self.top_k or len(self.labels)
-        best = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+        best = np.take_along_axis(rows, order, 1).tolist()
         return [
-            [(self.labels[k], float(row[k])) for k in order]
-            for row, order in zip(rows, best, strict=True)
+            [(self.labels[k], p) for k, p in zip(ks, ps, strict=True)]
+            for ks, ps in zip(order.tolist(), best, strict=True)
         ]
 
     def verify(self) -> None:
@@ -195,6 +200,16 @@ class ExportedProgram:
         shown = ", ".join(f"{s.name} {s.dtype.name}{list(s.shape)}" for s in self.inputs)
         given = ", ".join(f"{s.name} {s.dtype.name}{list(s.shape)}" for s in self.outputs)
         return f"ExportedProgram({shown} -> {given}; {len(self.graph.nodes)} kernels)"
+
+    def take(self, *inputs: Any) -> list[np.ndarray]:
+        """The inputs as arrays of the dtypes and shapes that the program takes, without running it.
+        Raises ProgramError for what does not fit."""
+        return self._taken(self.inputs, inputs)
+
+    def run(self, inputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
+        """All outputs, for what ``take`` gave."""
+        self.verify()
+        return self._runner("graph")(inputs)
 
     def _taken(self, expected: list[Signature], inputs: tuple[Any, ...]) -> list[np.ndarray]:
         if len(inputs) != len(expected):
