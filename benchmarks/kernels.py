@@ -3,7 +3,8 @@
 First the results are compared with the reference in float64; a kernel that is wrong is not clocked,
 and the exit status is 1. Then the backends and PyTorch, each in a process of its own, take turns; a
 turn is a block of calls that write to arrays made before (PyTorch too, where it has ``out``). NumPy
-and PyTorch run on one thread and on all, and the faster counts.
+and PyTorch run on one thread and on all, and the faster counts. "numba plan" is the Numba kernel as
+a compiled step runs it: the same machine code, laid out once, without Python's side of a call.
 
 The limit of a call is the larger of two times: its multiply-adds at the measured peak, and the
 bytes of its arguments and results, each once (twice what it updates), at the speed measured for
@@ -31,6 +32,8 @@ from .cases import CASES, CUBES, Case, Size
 from .children import Child
 from .peers import Peer
 
+PLAN = "numba plan"
+NO_PLAN = "a compiled step calls it through Python"
 BLOCK_SECONDS = 2e-3
 TOLERANCE = 2e-4  # of a float32 result, as a share of the largest one
 
@@ -88,6 +91,33 @@ def moved(name: str, args: tuple[Any, ...], result: Any) -> int:
     return sum(x.nbytes for x in [*read, *written, *arrays_in(updates)])
 
 
+def plan_of(name: str, case: Case, args: tuple[Any, ...]) -> Callable[[], Any] | None:
+    """The call of a compiled step, into arrays made before; None where a step has no plan for it.
+    Raises RuntimeError if it gives other bits than the kernel."""
+    from tinygrad_ish.kernels.cpu._tasks import Plan
+    from tinygrad_ish.kernels.cpu.lowering import CALLS
+
+    if name not in CALLS:
+        return None
+    args = mapped(args, lambda x: x.copy(order="K"))
+    bound = inspect.signature(getattr(reference, name)).bind(*args, **case.kwargs)
+    bound.apply_defaults()
+    given = {k: v for k, v in bound.arguments.items() if k != "out"}
+    if "out" in bound.arguments:
+        given["out"] = getattr(get_backend("numba"), name)(*args, **case.kwargs)
+    calls = CALLS[name](**given)
+    if calls is None:
+        return None
+    expected = [x.copy() for x in arrays_in((given.get("out"),))]
+    plan = Plan(calls)
+    if "state" not in given:  # else a second run draws or steps on
+        plan.run()
+        for ours, theirs in zip(arrays_in((given.get("out"),)), expected, strict=True):
+            if ours.tobytes() != theirs.tobytes():
+                raise RuntimeError(f"{name}: the plan gives other bits than the kernel")
+    return plan.run
+
+
 def call_of(backend: Backend, name: str, case: Case, args: tuple[Any, ...]) -> Callable[[], Any]:
     """The call to clock, into arrays made before, and done when it returns."""
     kernel = getattr(backend, name)
@@ -124,6 +154,11 @@ class Clock:
             assert case.torch is not None
             tensors = mapped(args, lambda x: torch.from_numpy(x.copy(order="K")))
             self.call = case.torch(torch, *tensors)
+        elif self.library == PLAN:
+            call = plan_of(name, case, args)
+            if call is None:
+                return NO_PLAN
+            self.call = call
         else:
             backend = get_backend(self.library)
             wrong = compare(backend, name, case, args)
@@ -146,7 +181,7 @@ class Clock:
         return (time.perf_counter() - start) / self.calls
 
 
-LIBRARIES = (*BACKENDS, "torch")
+LIBRARIES = (*BACKENDS, PLAN, "torch")
 Clocks = dict[tuple[str, int], Child]  # by library and number of threads
 
 
@@ -169,6 +204,7 @@ def takes_part(library: str, threads: int, name: str) -> bool:
         return CASES[name].torch is not None
     if library == "numpy":  # of which BLAS alone has threads
         return threads == 1 or CASES[name].family == "products"
+    library = "numba" if library == PLAN else library
     return getattr(get_backend(library), name) is not getattr(reference, name)
 
 
@@ -178,6 +214,8 @@ def measure(name: str, size: Size, clocks: Clocks, rounds: int) -> dict[str, Any
     for (library, threads), child in clocks.items():
         if takes_part(library, threads, name):
             error = child.ask("prepare", name, size)
+            if error == NO_PLAN:
+                continue
             if error:
                 wrong[library] = error
             else:
@@ -223,7 +261,7 @@ def row(result: dict[str, Any], name: str) -> list[Any]:
     us = result["us"][name]
     t, numpy, torch = us["median"], median(result, "numpy"), median(result, "torch")
     rate = result["flops"] / t / 1e3 if result["flops"] else result["bytes"] / t / 1e3
-    on_cpu = result["bytes"] and BACKENDS[name].device == "cpu"
+    on_cpu = result["bytes"] and name != "cupy"
     return [
         result["kernel"], " ".join(map(str, result["size"])), name, t, us["p10"], us["p90"],
         f"{rate:.1f} {'GFLOP/s' if result['flops'] else 'GB/s'}" if result["bytes"] else "view",
@@ -239,12 +277,12 @@ HEADS = (
 )  # fmt: skip
 
 
-def geometric_mean(results: list[dict[str, Any]]) -> dict[str, float]:
+def geometric_mean(results: list[dict[str, Any]], ours: str) -> dict[str, float]:
     """How many times as fast as NumPy and PyTorch the products of the models are, on average."""
     products = [r for r in results if r["kernel"] == "matmul" and tuple(r["size"][1:]) not in CUBES]
     means = {}
     for theirs in ("numpy", "torch"):
-        pairs = [(median(r, theirs), median(r, "numba")) for r in products]
+        pairs = [(median(r, theirs), median(r, ours)) for r in products]
         ratios = [other / own for other, own in pairs if other and own]
         if ratios:
             means[theirs] = math.exp(statistics.fmean(map(math.log, ratios)))
@@ -253,7 +291,7 @@ def geometric_mean(results: list[dict[str, Any]]) -> dict[str, float]:
 
 def draw(results: list[dict[str, Any]], axes: list[Any]) -> None:
     """Share of the limit against the bytes moved, a picture for each backend and PyTorch."""
-    names = ["numba", "numpy", "torch"]
+    names = ["numba", PLAN, "numpy", "torch"]
     for axis, name in zip(axes, names):
         kernels = dict.fromkeys(r["kernel"] for r in results)
         for kernel in kernels:
@@ -273,7 +311,7 @@ def draw(results: list[dict[str, Any]], axes: list[Any]) -> None:
 def _absent(library: str) -> str | None:
     """Why a library cannot run here; None if it can."""
     if library != "torch":
-        return why_missing(library)
+        return why_missing("numba" if library == PLAN else library)
     there = importlib.util.find_spec("torch")
     return None if there else "torch is not installed: pip install -e '.[bench]'"
 
@@ -321,14 +359,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         child.close()
     for result in results:
         result["limit"] = limit(result)
-    report.table(HEADS, [row(r, name) for r in results for name in r["us"] if name in BACKENDS])
-    means = geometric_mean(results)
-    for theirs, mean in means.items():
-        print(f"products of the models, geometric mean: {mean:.2f} times as fast as {theirs}")
+    report.table(HEADS, [row(r, name) for r in results for name in r["us"] if name != "torch"])
+    means = {ours: geometric_mean(results, ours) for ours in ("numba", PLAN)}
+    for ours, by_library in means.items():
+        for theirs, mean in by_library.items():
+            print(f"products of the models, {ours}, geometric mean: {mean:.2f} x {theirs}'s speed")
     report.save("kernels", {"machine": facts, "results": results, "geometric_mean": means})
     for family in dict.fromkeys(r["family"] for r in results):
         own = [r for r in results if r["family"] == family]
-        report.picture(f"kernels-{family}", lambda axes, own=own: draw(own, axes), 3)
+        report.picture(f"kernels-{family}", lambda axes, own=own: draw(own, axes), 4)
     wrong = [
         f"{r['kernel']} {r['size']} on {b}: {e}" for r in results for b, e in r["wrong"].items()
     ]

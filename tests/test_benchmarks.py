@@ -25,6 +25,7 @@ from benchmarks import (
 from benchmarks.cases import CASES
 from benchmarks.children import Child, ChildError
 from tinygrad_ish.kernels import get_backend, reference
+from tinygrad_ish.kernels.cpu import lowering
 
 SMALL = models.Model((6, 5, 3), 4, "adam", 1e-2)
 
@@ -52,6 +53,17 @@ def test_the_arguments_of_a_row_fit_its_kernel(name: str) -> None:
     assert kernels.compare(get_backend("numpy"), name, case, args) is None
     result = getattr(reference, name)(*args, **case.kwargs)
     assert kernels.moved(name, args, result) >= 0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_plan_gives_the_bits_of_the_kernel(name: str) -> None:
+    """plan_of compares before it gives the call; what has no plan is known here."""
+    case = CASES[name]
+    args = case.make(np.random.default_rng(0), case.sizes[0])
+    run = kernels.plan_of(name, case, args)
+    assert (run is not None) == (name in lowering.CALLS)
+    if run is not None:
+        run()
 
 
 def test_a_wrong_kernel_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,12 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray | None = None) -> np.nd
     return deliver(y, out)
 
 
+def matmul_calls(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> list[Call] | None:
+    """``matmul`` as calls, or None if it is not for compiled kernels on these arrays."""
+    plain = a.ndim == b.ndim == 2 and compilable(a, b) and out.flags.carray
+    return [product(a, b, out)] if plain else None
+
+
 def linear(
     x: np.ndarray,
     w: np.ndarray,

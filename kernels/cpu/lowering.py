@@ -11,7 +11,7 @@ import numpy as np
 from . import elementwise
 from ._tasks import Call, Plan
 from .clipping import clip_scale_calls, grad_norm_calls
-from .linalg import linear_backward_calls, linear_calls
+from .linalg import linear_backward_calls, linear_calls, matmul_calls
 from .losses import (
     bce_loss_calls,
     bce_with_logits_calls,
@@ -47,6 +47,7 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
     "gelu_backward": elementwise.gelu_backward_calls,
     "softmax": softmax_calls,
     "log_softmax": log_softmax_calls,
+    "matmul": matmul_calls,
     "linear": linear_calls,
     "linear_backward": linear_backward_calls,
     "softmax_cross_entropy": softmax_cross_entropy_calls,
