@@ -321,6 +321,7 @@ def export(
         inputs=["image"],
         outputs=["probability"],
         labels=names,
+        gradient=True,  # so that a server can show which pixels speak for an answer
         metadata={**metadata, **marks, "tinygrad_ish": tg.__version__},
     )
 

@@ -30,7 +30,7 @@ from .metrics import Metrics
 from .models import Catalog, Version
 from .settings import Settings
 
-__all__ = ["Endpoint", "Server", "create_app"]
+__all__ = ["Endpoint", "Server", "create_app", "json_response", "requested"]
 
 log = logging.getLogger("tinygrad_ish.serve")
 Handler = Callable[["Server", Request], Awaitable[Response]]
@@ -52,13 +52,22 @@ class Server:
         """An id for a request that came without."""
         return f"{self._prefix}-{next(self._ids):x}"
 
-    async def run(self, request: Request, version: Version, inputs: list[Any]) -> tuple[Any, ...]:
-        """The outputs of a model for checked inputs, grouped with other requests."""
+    async def run(
+        self,
+        request: Request,
+        version: Version,
+        inputs: list[Any],
+        seconds: float | None = None,
+    ) -> tuple[Any, ...]:
+        """The outputs of a model for checked inputs, grouped with other requests; in so many
+        ``seconds``, where the request's body says so."""
         assert version.batcher is not None and version.program is not None
         loop = asyncio.get_running_loop()
         batched = version.program.inputs[0].shape[:1] == (None,)
         rows = len(inputs[0]) if batched else 1
-        job = Job(inputs, rows, loop.time() + self.timeout(request), _left(request))
+        limit = self.timeout(request)
+        limit = limit if seconds is None else min(limit, seconds)
+        job = Job(inputs, rows, loop.time() + limit, _left(request))
         return await version.batcher.submit(job)
 
     def timeout(self, request: Request) -> float:
@@ -130,7 +139,7 @@ def json_response(content: Any, status: int = 200) -> Response:
 
 async def predict(server: Server, request: Request) -> Response:
     """The model's answer to the inputs in the body."""
-    version = await _version(server, request)
+    version = await requested(server, request)
     assert version.program is not None
     program = version.program
     kind = bodies.accepted(request.headers.get("accept", ""))
@@ -144,7 +153,8 @@ async def predict(server: Server, request: Request) -> Response:
     return Response(bodies.encode(document, outputs, kind), media_type=kind)
 
 
-async def _version(server: Server, request: Request) -> Version:
+async def requested(server: Server, request: Request) -> Version:
+    """The version that the path names, loaded. Raises ServeError."""
     if server.draining:
         raise ServeError("not_ready", "the server is shutting down")
     given = request.path_params
@@ -185,9 +195,10 @@ def routes() -> list[BaseRoute]:
         ("GET", "/healthz", healthz),
         ("GET", "/readyz", readyz),
     ]
-    return [
-        Route(path, Endpoint(handler, path), methods=[method]) for method, path, handler in found
-    ]
+    from . import tfs, v2  # they import this module
+
+    own = [Route(path, Endpoint(handler, path), methods=[method]) for method, path, handler in found]
+    return [*own, *v2.routes(), *tfs.routes()]
 
 
 def create_app(

@@ -25,7 +25,8 @@ from tinygrad_ish.deploy.runtime import ExportedProgram, Signature
 from .errors import ServeError
 from .settings import Settings
 
-__all__ = ["accepted", "encode", "inputs_of", "outputs_by_name", "read_body", "take"]
+__all__ = ["accepted", "check_finite", "encode", "inputs_of", "listable", "outputs_by_name",
+           "read_body", "take", "values"]  # fmt: skip
 
 JSON, MSGPACK, RAW = "application/json", "application/msgpack", "application/octet-stream"
 DEPTH = 64
@@ -166,7 +167,7 @@ def take(
         raise ServeError(
             "bad_input", "the inputs' names are others", expected=names, got=sorted(map(str, given))
         )
-    arrays = [_values(given[s.name], s) for s in program.inputs]
+    arrays = [values(given[s.name], s) for s in program.inputs]
     if sum([x.size for x in arrays]) > settings.max_elements:
         raise ServeError("too_large", "too many numbers", expected=settings.max_elements)
     try:
@@ -175,7 +176,8 @@ def take(
         raise ServeError("bad_input", str(error)) from None
 
 
-def _values(value: Any, signature: Signature) -> np.ndarray:
+def values(value: Any, signature: Signature) -> np.ndarray:
+    """An input's numbers as an array, of whatever shape they have. Raises ServeError."""
     if isinstance(value, dict):
         return _tensor(value, signature)
     try:
@@ -267,23 +269,24 @@ def encode(document: dict[str, Any], outputs: dict[str, np.ndarray], kind: str) 
         packed: bytes = msgpack.packb({**document, "outputs": tensors})
         return packed
     for name, x in outputs.items():
-        _check_finite(name, x)
+        check_finite(name, x)
     return orjson.dumps(
-        {**document, "outputs": {name: _listable(x) for name, x in outputs.items()}},
+        {**document, "outputs": {name: listable(x) for name, x in outputs.items()}},
         option=orjson.OPT_SERIALIZE_NUMPY,
     )
 
 
-def _listable(x: np.ndarray) -> Any:
+def listable(x: np.ndarray) -> Any:
+    """An output as orjson writes it."""
     return x.tolist() if x.dtype == np.float16 or not x.ndim else np.ascontiguousarray(x)
 
 
-def _check_finite(name: str, x: np.ndarray) -> None:
+def check_finite(name: str, x: np.ndarray, instead: str = f"{MSGPACK} or {RAW}") -> None:
+    """Raise ServeError for a number that JSON cannot hold; ``instead`` is what could."""
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         at = [int(n) for n in np.argwhere(~np.isfinite(x))[0]]
         raise ServeError(
             "not_acceptable",
-            f"output {name} is {x[tuple(at)]} at {at}, which JSON cannot hold; ask for "
-            f"{MSGPACK} or {RAW}",
+            f"output {name} is {x[tuple(at)]} at {at}, which JSON cannot hold; ask for {instead}",
             got=at,
         )
