@@ -73,7 +73,7 @@ def test_the_main_job_runs_in_numba(
     run_here(monkeypatch, tmp_path, "--epochs", "1", "--hidden", "16")
     steps, recorded = -(-7204 // 64), 2  # a whole batch, and the smaller one at the end
     in_numba = {name: n for (name, home), n in spy.calls.items() if ".kernels.cpu." in home}
-    assert in_numba["linear_backward"] == 2 * recorded
+    assert in_numba["linear_backward"] > 2 * recorded  # besides the gradient that is exported
     assert in_numba["adam_step"] == recorded
     assert in_numba["softmax_cross_entropy"] > recorded
     assert in_numba["linear"] > 2 * recorded
