@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import itertools
 import logging
 import os
@@ -18,15 +19,16 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
-from . import bodies
+from . import auth, bodies, logs
 from .batching import Request as Job
-from .errors import ServeError
-from .metrics import Metrics
+from .errors import Disconnected, ServeError
+from .metrics import LEFT, Metrics
 from .models import Catalog, Version
 from .settings import Settings
 
@@ -34,7 +36,7 @@ __all__ = ["Endpoint", "Server", "create_app", "json_response", "requested"]
 
 log = logging.getLogger("tinygrad_ish.serve")
 Handler = Callable[["Server", Request], Awaitable[Response]]
-_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 class Server:
@@ -44,7 +46,10 @@ class Server:
         self.catalog = catalog
         self.settings = settings
         self.metrics = metrics
-        self.draining = False
+        self.leaving = False  # asked to stop: not ready, and still at work
+        self.draining = False  # takes no new work
+        self.keys = auth.Keys(settings.keys) if settings.keys else None
+        self.access = logs.AccessLog() if settings.access_log else None
         self._ids = itertools.count()
         self._prefix = os.urandom(4).hex()
 
@@ -67,8 +72,11 @@ class Server:
         rows = len(inputs[0]) if batched else 1
         limit = self.timeout(request)
         limit = limit if seconds is None else min(limit, seconds)
-        job = Job(inputs, rows, loop.time() + limit, _left(request))
-        return await version.batcher.submit(job)
+        now = loop.time()
+        job = Job(inputs, rows, now + limit, _left(request))
+        outputs = await version.batcher.submit(job)
+        self.metrics.queued(version.name, job.started - now)
+        return outputs
 
     def timeout(self, request: Request) -> float:
         """Seconds that the request may take: the header Timeout-Ms, up to the setting."""
@@ -90,37 +98,66 @@ def _left(request: Request) -> Callable[[], Awaitable[None]]:
 
 
 class Endpoint:
-    """An ASGI application around a handler: ids, errors, counting."""
+    """An ASGI application around a handler: ids, keys, errors, counting."""
 
     def __init__(self, handler: Handler, name: str) -> None:
         self.handler = handler
         self.name = name
+        self.needs = auth.scope_of(name)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         request = Request(scope, receive, send)
         server: Server = scope["app"].state.server
-        given = request.headers.get("x-request-id", "")
-        scope["state"]["request_id"] = ident = given if _ID.fullmatch(given) else server.new_id()
+        ident = identify(server, scope)
+        if not server.catalog.started:
+            server.catalog.begin()
         try:
+            if server.keys is not None and self.needs is not None:
+                server.keys.check(scope["headers"], self.needs)
             response = await self.handler(server, request)
         except ServeError as error:
             response = error_response(error, ident)
-        except asyncio.CancelledError:
-            return  # the client has left: nobody reads an answer
+        except Disconnected:
+            finish(server, scope, self.name, LEFT, start)
+            return
         except Exception:
-            log.exception("request %s to %s failed", ident, self.name)
+            log.exception("%s failed", self.name, extra={"request_id": ident})
             response = error_response(ServeError("model_failed", "an error in the server"), ident)
         response.raw_headers.append((b"x-request-id", ident.encode("ascii")))
-        model = scope["path_params"].get("name") or ""
-        server.metrics.answered(self.name, model, response.status_code, time.perf_counter() - start)
+        finish(server, scope, self.name, response.status_code, start)
         await response(scope, receive, send)
+
+
+def identify(server: Server, scope: Scope) -> str:
+    """The id of a request: the client's, its trace's, or a new one."""
+    state = scope.setdefault("state", {})
+    ident = trace = None
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _ID.fullmatch(value):
+            ident = value.decode("ascii")
+        elif name == b"traceparent":
+            state["trace_id"] = trace = logs.trace_of(value)
+    state["request_id"] = ident = ident or trace or server.new_id()
+    return ident
+
+
+def finish(server: Server, scope: Scope, route: str, status: int, start: float) -> None:
+    """Count an answer, and log it where that is asked for."""
+    seconds = time.perf_counter() - start
+    model = scope["state"].get("model")
+    if model is None:
+        name = scope.get("path_params", {}).get("name")
+        model = name if name in server.catalog.models else ""
+    server.metrics.answered(route, model, status, seconds)
+    if server.access is not None:
+        server.access.add(scope, route, status, seconds)
 
 
 def error_response(error: ServeError, ident: str | None = None) -> Response:
     """An error as an answer."""
     if error.__cause__ is not None:
-        log.error("%s", error, exc_info=error.__cause__)
+        log.error("%s", error, exc_info=error.__cause__, extra={"request_id": ident})
     return Response(
         orjson.dumps(error.body(ident), default=str),
         error.status,
@@ -142,15 +179,15 @@ async def predict(server: Server, request: Request) -> Response:
     version = await requested(server, request)
     assert version.program is not None
     program = version.program
-    kind = bodies.accepted(request.headers.get("accept", ""))
-    body = await bodies.read_body(request, server.settings)
-    content_type = request.headers.get("content-type", "")
-    inputs = bodies.inputs_of(program, body, content_type, server.settings)
+    accept = request.headers.get("accept", "")
+    kind = bodies.accepted(accept)
+    timeout = server.timeout(request)
+    inputs = await bodies.inputs_from(request, program, server.settings, timeout)
     outputs = bodies.outputs_by_name(program, await server.run(request, version, inputs))
     document: dict[str, Any] = {"model": version.name, "version": version.number}
     if program.labels is not None and kind != bodies.RAW:
         document["predictions"] = program.best(next(iter(outputs.values())))
-    return Response(bodies.encode(document, outputs, kind), media_type=kind)
+    return Response(bodies.encode(document, outputs, kind, bodies.nulls(accept)), media_type=kind)
 
 
 async def requested(server: Server, request: Request) -> Version:
@@ -158,7 +195,9 @@ async def requested(server: Server, request: Request) -> Version:
     if server.draining:
         raise ServeError("not_ready", "the server is shutting down")
     given = request.path_params
-    return await server.catalog.loaded(given.get("name"), given.get("number"))
+    version = await server.catalog.loaded(given.get("name"), given.get("number"))
+    request.scope["state"]["model"] = version.name
+    return version
 
 
 async def models(server: Server, request: Request) -> Response:
@@ -180,9 +219,32 @@ async def healthz(server: Server, request: Request) -> Response:
 
 async def readyz(server: Server, request: Request) -> Response:
     """Whether it takes requests: every model is loaded, and nobody has asked it to stop."""
-    if server.draining or not server.catalog.ready:
-        raise ServeError("not_ready", "shutting down" if server.draining else "models are loading")
+    leaving = server.leaving or server.draining
+    if leaving or not server.catalog.ready:
+        raise ServeError("not_ready", "shutting down" if leaving else "models are loading")
     return json_response({"ready": True})
+
+
+async def metrics(server: Server, request: Request) -> Response:
+    """The counts, for Prometheus."""
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, importlib.import_module, "prometheus_client")
+    server.metrics.measure(server.catalog)
+    text, kind = server.metrics.expose(server.catalog, request.headers.get("accept", ""))
+    return Response(text, headers={"Content-Type": kind})
+
+
+async def refused(request: Request, error: Exception) -> Response:
+    """Paths and methods that there are none of, in the shape of all errors."""
+    assert isinstance(error, HTTPException)
+    server: Server = request.app.state.server
+    start, ident = time.perf_counter(), identify(server, request.scope)
+    code = {405: "method_not_allowed", 404: "not_found"}.get(error.status_code, "bad_request")
+    headers = dict(error.headers or {})
+    response = error_response(ServeError(code, error.detail, headers=headers), ident)
+    response.headers["x-request-id"] = ident
+    finish(server, request.scope, "none", response.status_code, start)
+    return response
 
 
 def routes() -> list[BaseRoute]:
@@ -194,11 +256,12 @@ def routes() -> list[BaseRoute]:
         ("GET", "/models", models),
         ("GET", "/healthz", healthz),
         ("GET", "/readyz", readyz),
+        ("GET", "/metrics", metrics),
     ]
-    from . import tfs, v2  # they import this module
+    from . import explain, page, tfs, v2  # they import this module
 
     own = [Route(path, Endpoint(handler, path), methods=[method]) for method, path, handler in found]
-    return [*own, *v2.routes(), *tfs.routes()]
+    return [*own, *explain.routes(), *page.routes(), *v2.routes(), *tfs.routes()]
 
 
 def create_app(
@@ -207,17 +270,21 @@ def create_app(
     *,
     device: Any = None,
     extra_routes: Sequence[BaseRoute] = (),
+    counts: Metrics | None = None,
 ) -> Starlette:
-    """The application around programs in files and model folders. Raises nothing: a model that
-    cannot be loaded is listed with the reason, and /readyz says no."""
+    """The application around programs in files and model folders. A model that cannot be loaded is
+    listed with the reason, and /readyz says no. ``counts`` are those shared with other processes.
+
+    Raises SettingsError for a file of keys that cannot be read.
+    """
     settings = settings or Settings()
-    metrics = Metrics()
+    counts = counts or Metrics()
 
     def observe(version: Version, rows: int, requests: int, seconds: float) -> None:
-        metrics.ran(version.name, rows, requests, seconds)
+        counts.ran(version.name, rows, requests, seconds)
 
     sources = [sources] if isinstance(sources, (str, os.PathLike)) else list(sources)
-    server = Server(Catalog(sources, settings, observe, device), settings, metrics)
+    server = Server(Catalog(sources, settings, observe, device), settings, counts)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -228,6 +295,12 @@ def create_app(
             server.draining = True
             await server.catalog.close()
 
-    app = Starlette(routes=[*routes(), *extra_routes], lifespan=lifespan)
+    app = Starlette(
+        routes=[*routes(), *extra_routes],
+        lifespan=lifespan,
+        middleware=auth.cross_origin(settings),
+        exception_handlers={HTTPException: refused},
+    )
+    app.router.redirect_slashes = False
     app.state.server = server
     return app

@@ -12,15 +12,16 @@ depend on its neighbours. If a batch fails, its requests are run one by one: tho
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 
-from .errors import ServeError
+from .errors import Disconnected, ServeError
 
 __all__ = ["Batcher", "Request"]
 
@@ -49,7 +50,8 @@ class Request:
         self.nbytes = sum([x.nbytes for x in inputs])
         self.deadline = deadline
         self.disconnected = disconnected  # returns when the client has left
-        self.started = 0.0
+        self.started = 0.0  # when it was run, a time of the event loop
+        self.started = 0.0  # when its batch was taken from the queue
         self.answer: asyncio.Future[tuple[np.ndarray, ...]]
         self.timer: asyncio.TimerHandle | None = None
         self.watcher: asyncio.Task[None] | None = None
@@ -82,13 +84,14 @@ class Batcher:
         self._max_queue = max_queue
         self._max_queue_bytes = max_queue_bytes
         self._observe = observe
-        self._queue: deque[Request] = deque()
+        self._queue: OrderedDict[Request, None] = OrderedDict()
         self._bytes = 0
         self._rows = 0
         self._scheduled = False
-        self._busy = False
-        self._running = 0  # requests in the compute thread
+        self._busy = False  # a batch of ours is in the compute thread, or waits for it
+        self._until = 0.0  # when that is expected back
         self._seconds = dict(seconds or {})  # of a run, by the bit length of its rows
+        self._delay = 0.0  # that a batch waits for the compute thread, which others use too
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -101,20 +104,26 @@ class Batcher:
 
     def wait_seconds(self) -> float:
         """How long a request that comes now will wait, by the runs so far."""
-        batches = -(-self._rows // self._max_batch) + self._busy
-        return batches * self._estimate(min(self._rows or 1, self._max_batch))
+        wait = 0.0
+        if self._busy:
+            wait = max(self._until - asyncio.get_running_loop().time(), 0.0)
+        if self._queue:
+            batches = -(-self._rows // self._max_batch) if self._batchable else len(self._queue)
+            batches = max(batches, 1)
+            wait += batches * self._turn_seconds(-(-self._rows // batches))
+        return wait
 
     async def submit(self, request: Request) -> tuple[np.ndarray, ...]:
         """The outputs for a request.
 
         Raises ServeError: "overloaded" where the queue is full or the deadline cannot be met,
-        "deadline" when it has passed, what the model refuses as "bad_input"; and
-        asyncio.CancelledError where the client has left.
+        "deadline" when it has passed, "bad_input" for what the model refuses, "model_failed" for
+        all else that it raises; and Disconnected where the client has left.
         """
         loop = asyncio.get_running_loop()
         self._check_room(request, loop.time())
         request.answer = loop.create_future()
-        self._queue.append(request)
+        self._queue[request] = None
         self._bytes += request.nbytes
         self._rows += request.rows
         self._idle.clear()
@@ -135,67 +144,76 @@ class Batcher:
     # --- the queue ---------------------------------------------------------------------------
 
     def _check_room(self, request: Request, now: float) -> None:
-        full = len(self._queue) >= self._max_queue
-        full = full or (self._queue and self._bytes + request.nbytes > self._max_queue_bytes)
-        if not full and not self._busy:
-            return
+        if now >= request.deadline:
+            raise _late()
+        if not self._queue and not self._busy:
+            return  # whatever it will take: it is next, and its run says how long such ones take
         wait = self.wait_seconds()
-        after = {"Retry-After": str(max(1, round(wait + 0.5)))}
-        if full:
+        after = max(1, math.ceil(wait))
+        headers = {"Retry-After": str(after)}
+        size = self._bytes + request.nbytes
+        if len(self._queue) >= self._max_queue or (self._queue and size > self._max_queue_bytes):
             raise ServeError(
                 "overloaded",
-                f"{len(self._queue)} requests wait for this model; come back in "
-                f"{after['Retry-After']} s",
-                headers=after,
+                f"{len(self._queue)} requests wait for this model; come back in {after} s",
+                headers=headers,
             )
+        wait += self._turn_seconds(request.rows)
         if now + wait > request.deadline:
             raise ServeError(
                 "overloaded",
-                f"the wait is {wait:.2f} s now, longer than the deadline allows; come back in "
-                f"{after['Retry-After']} s",
-                headers=after,
+                f"an answer takes {wait:.2f} s now, longer than the deadline allows; come back in "
+                f"{after} s",
+                headers=headers,
             )
 
     def _must_wait(self, request: Request) -> None:
         """Watch the clock and the client for a request that is not run at once."""
         loop = asyncio.get_running_loop()
         if request.timer is None:
-            request.timer = loop.call_at(request.deadline, self._expire, request)
+            request.timer = loop.call_at(request.deadline, self._fail, request, _late())
         if request.watcher is None and request.disconnected is not None:
             request.watcher = loop.create_task(self._watch(request))
 
     async def _watch(self, request: Request) -> None:
         assert request.disconnected is not None
         await request.disconnected()
-        request.answer.cancel()
+        self._fail(request, Disconnected())
 
-    def _expire(self, request: Request) -> None:
+    def _fail(self, request: Request, error: Exception) -> None:
+        """An error for the answer. What ran for the request is let go of when it comes."""
         if not request.answer.done():
-            request.answer.set_exception(
-                ServeError("deadline", "the deadline passed before there was an answer")
-            )
+            request.answer.set_exception(error)
 
     def _leave(self, request: Request) -> None:
+        """The request has its answer, or nobody waits for one."""
         if request.timer is not None:
             request.timer.cancel()
         if request.watcher is not None:
             request.watcher.cancel()
+        if request in self._queue:
+            self._pop(request)
 
-    def _take(self) -> list[Request]:
+    def _pop(self, request: Request) -> None:
+        del self._queue[request]
+        self._bytes -= request.nbytes
+        self._rows -= request.rows
+
+    def _take(self, now: float) -> list[Request]:
         """The next batch: those first in the queue that still want an answer."""
         batch: list[Request] = []
         rows = 0
         while self._queue:
-            request = self._queue[0]
-            fits = not batch or (self._batchable and rows + request.rows <= self._max_batch)
-            if not request.answer.done() and not fits:
-                break
-            self._queue.popleft()
-            self._bytes -= request.nbytes
-            self._rows -= request.rows
+            request = next(iter(self._queue))
+            if request.deadline <= now:
+                self._fail(request, _late())
             if not request.answer.done():
+                if batch and not (self._batchable and rows + request.rows <= self._max_batch):
+                    break
+                request.started = now
                 batch.append(request)
                 rows += request.rows
+            self._pop(request)
         return batch
 
     # --- running -----------------------------------------------------------------------------
@@ -203,55 +221,79 @@ class Batcher:
     def _turn(self) -> None:
         """Run a batch, here or in the compute thread."""
         self._scheduled = False
-        batch = [] if self._busy else self._take()
-        if not batch:
-            if not self._busy and not self._queue:
-                self._idle.set()
-            return
         loop = asyncio.get_running_loop()
-        rows = sum([r.rows for r in batch])
         now = loop.time()
+        batch = self._take(now)
+        if not batch:
+            self._idle.set()
+            return
         for request in batch:
             request.started = now
-        if self._estimate(rows) < INLINE:
-            self._finish(batch, *self._timed(batch))
+        inputs = [request.inputs for request in batch]
+        seconds = self._estimate(sum([r.rows for r in batch]))
+        if seconds < INLINE:
+            self._finish(batch, *self._timed(inputs))
             return
         self._busy = True
-        self._running = len(batch)
+        self._until = now + self._delay + seconds
         for request in (*batch, *self._queue):
             self._must_wait(request)
-        run = loop.run_in_executor(self._executor, self._timed, batch)
-        run.add_done_callback(lambda done: self._returned(batch, done))
+        try:
+            run = loop.run_in_executor(self._executor, self._timed, inputs)
+        except RuntimeError:  # it was shut down
+            self._stopped(batch)
+        else:
+            run.add_done_callback(lambda done: self._returned(batch, now, done))
 
-    def _returned(self, batch: list[Request], done: asyncio.Future[Any]) -> None:
+    def _returned(self, batch: list[Request], start: float, done: asyncio.Future[Any]) -> None:
+        if done.cancelled():
+            self._stopped(batch)
+            return
         self._busy = False
-        self._running = 0
-        self._finish(batch, *done.result())
+        answers, seconds = done.result()
+        waited = asyncio.get_running_loop().time() - start - seconds
+        self._delay += RECENT * (max(waited, 0.0) - self._delay)
+        self._finish(batch, answers, seconds)
 
-    def _timed(self, batch: list[Request]) -> tuple[list[Any], float]:
+    def _stopped(self, batch: list[Request]) -> None:
+        """The compute thread takes nothing more."""
+        for request in (*batch, *self._queue):
+            self._fail(request, ServeError("not_ready", "the server is shutting down"))
+        self._busy = False
+        self._idle.set()
+
+    def _timed(self, inputs: list[Arrays]) -> tuple[list[Any], float]:
         """The answer or error of each request, and the seconds it took."""
         start = time.perf_counter()
-        answers = self._answers(batch)
+        answers = self._answers(inputs)
         return answers, time.perf_counter() - start
 
-    def _answers(self, batch: list[Request]) -> list[Any]:
-        if len(batch) == 1:
-            return [self._alone(batch[0])]
-        inputs = [np.concatenate(parts) for parts in zip(*[r.inputs for r in batch], strict=True)]
+    def _answers(self, inputs: list[Arrays]) -> list[Any]:
+        if len(inputs) == 1:
+            return [self._alone(inputs[0])]
+        together = [np.concatenate(parts) for parts in zip(*inputs, strict=True)]
         try:
-            outputs = self._run(inputs)
+            outputs = self._run(together)
         except Exception:
-            return [self._alone(request) for request in batch]
+            return [self._alone(some) for some in inputs]
         answers, start = [], 0
-        for request in batch:
-            stop = start + request.rows
+        for some in inputs:
+            stop = start + len(some[0])
             answers.append(tuple([x[start:stop] for x in outputs]))
             start = stop
         return answers
 
-    def _alone(self, request: Request) -> Any:
+    def _alone(self, inputs: Arrays) -> Any:
+        """The outputs for one request, in pieces if it is larger than a batch."""
+        most = self._max_batch
         try:
-            return self._run(request.inputs)
+            if not self._batchable or len(inputs[0]) <= most:
+                return self._run(inputs)
+            parts = [
+                self._run([x[start : start + most] for x in inputs])
+                for start in range(0, len(inputs[0]), most)
+            ]
+            return tuple([np.concatenate(part) for part in zip(*parts, strict=True)])
         except Exception as error:
             return error
 
@@ -262,11 +304,9 @@ class Batcher:
         self._seconds[key] = before + RECENT * (seconds - before)
         self._observe(rows, len(batch), seconds)
         for request, answer in zip(batch, answers, strict=True):
-            if request.answer.done():  # too late, or nobody is there
-                continue
-            if isinstance(answer, BaseException):
-                request.answer.set_exception(_refusal(answer))
-            else:
+            if isinstance(answer, Exception):
+                self._fail(request, _refusal(answer))
+            elif not request.answer.done():  # else it is too late, or nobody is there
                 request.answer.set_result(answer)
         if self._queue:
             self._scheduled = True
@@ -285,8 +325,17 @@ class Batcher:
         nearest = min(self._seconds, key=lambda k: abs(k - key))
         return self._seconds[nearest] * 2.0 ** max(key - nearest, 0)
 
+    def _turn_seconds(self, rows: int) -> float:
+        """Seconds from a batch's turn to its answers."""
+        seconds = self._estimate(rows)
+        return seconds if seconds < INLINE else seconds + self._delay
 
-def _refusal(error: BaseException) -> BaseException:
+
+def _late() -> ServeError:
+    return ServeError("deadline", "the deadline passed before there was an answer")
+
+
+def _refusal(error: Exception) -> Exception:
     """A kernel raises ValueError for values that it cannot take; all else is the model's fault."""
     if isinstance(error, ServeError):
         return error

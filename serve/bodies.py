@@ -7,10 +7,14 @@ numbers of the one input, an image, or CSV. In msgpack a tensor may also be {"dt
 
 from __future__ import annotations
 
+import array
 import asyncio
+import itertools
+import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgpack
@@ -22,14 +26,20 @@ from tinygrad_ish.deploy.graph import ProgramError
 from tinygrad_ish.deploy.inputs import InputError, decode
 from tinygrad_ish.deploy.runtime import ExportedProgram, Signature
 
-from .errors import ServeError
+from .errors import Disconnected, ServeError
 from .settings import Settings
 
-__all__ = ["accepted", "check_finite", "encode", "inputs_of", "listable", "outputs_by_name",
-           "read_body", "take", "values"]  # fmt: skip
+__all__ = ["accepted", "check_finite", "encode", "inputs_from", "inputs_of", "listable", "nulls",
+           "outputs_by_name", "read_body", "take", "unpack", "values"]  # fmt: skip
 
 JSON, MSGPACK, RAW = "application/json", "application/msgpack", "application/octet-stream"
-DEPTH = 64
+DEPTH = 64  # of nested lists that are looked into for what is wrong
+LOOKED_AT = 2**20  # items, or bytes, that are
+TYPECODES = {
+    "float32": "f", "float64": "d", "int8": "b", "uint8": "B", "int16": "h", "uint16": "H",
+    "int32": "i", "uint32": "I", "int64": "q", "uint64": "Q",
+}  # fmt: skip
+_decoder = ThreadPoolExecutor(1, "decoder")
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -38,21 +48,22 @@ DEPTH = 64
 async def read_body(request: Request, settings: Settings) -> bytes:
     """The body, unpacked if it is compressed. Raises ServeError for one that is too large or too
     slow, before it is held."""
-    length = request.headers.get("content-length")
-    if length is not None and (not length.isdecimal() or int(length) > settings.max_body):
-        raise _too_large(settings.max_body, length)
+    length = request.headers.get("content-length", "0")
+    if not length.isdecimal():
+        raise ServeError("bad_request", "Content-Length: expected a number", got=length[:50])
+    if len(length) > 18 or int(length) > settings.max_body:
+        raise _too_large(settings.max_body, length[:50])
     deadline = asyncio.get_running_loop().time() + settings.body_timeout
-    chunks, size, more = [], 0, True
-    while more:
-        message = await _received(request, deadline)
-        if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
-        chunk, more = message.get("body", b""), message.get("more_body", False)
-        size += len(chunk)
-        if size > settings.max_body:
-            raise _too_large(settings.max_body, f"{size} so far")
-        chunks.append(chunk)
-    body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    message = await _received(request, deadline)
+    body = message.get("body", b"")
+    if message.get("more_body", False):
+        parts = bytearray(body)
+        while message.get("more_body", False) and len(parts) <= settings.max_body:
+            message = await _received(request, deadline)
+            parts += message.get("body", b"")
+        body = bytes(parts)
+    if len(body) > settings.max_body:
+        raise _too_large(settings.max_body, f"{len(body)} so far")
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     return body if encoding == "identity" else _unpacked(body, encoding, settings.max_body)
 
@@ -70,15 +81,19 @@ async def _received(request: Request, deadline: float) -> Mapping[str, Any]:
 
     timer = loop.call_at(deadline, cancel)
     try:
-        return await request.receive()
+        message = await request.receive()
     except asyncio.CancelledError:
         if not late:
             raise
         if hasattr(task, "uncancel"):
             task.uncancel()
-        raise ServeError("request_timeout", "the body did not arrive in time") from None
+        headers = {"Connection": "close"}
+        raise ServeError("request_timeout", "the body came too slowly", headers=headers) from None
     finally:
         timer.cancel()
+    if message["type"] == "http.disconnect":
+        raise Disconnected
+    return message
 
 
 def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
@@ -101,28 +116,57 @@ def _unpacked(body: bytes, encoding: str, limit: int) -> bytes:
 
 
 def _too_large(limit: int, got: Any) -> ServeError:
-    return ServeError("too_large", f"the body may have {limit} bytes", expected=limit, got=got)
+    return ServeError(
+        "too_large", f"the body may have {limit} bytes", expected=limit, got=got,
+        headers={"Connection": "close"},
+    )  # fmt: skip
+
+
+async def inputs_from(
+    request: Request, program: ExportedProgram, settings: Settings, timeout: float
+) -> list[np.ndarray]:
+    """The program's inputs from a request. Raises ServeError."""
+    body = await read_body(request, settings)
+    content_type = request.headers.get("content-type", "")
+    if not content_type.startswith(("image/", "text/")):
+        return inputs_of(program, body, content_type, settings)
+    # Pillow and csv take their time; others go on meanwhile
+    work = asyncio.get_running_loop().run_in_executor(
+        _decoder, inputs_of, program, body, content_type, settings
+    )
+    try:
+        return await asyncio.wait_for(work, timeout)
+    except asyncio.TimeoutError:
+        raise ServeError("deadline", "the body was not decoded within the deadline") from None
 
 
 def inputs_of(
     program: ExportedProgram, body: bytes, content_type: str, settings: Settings
 ) -> list[np.ndarray]:
     """The program's inputs from a body. Raises ServeError."""
-    kind = content_type.partition(";")[0].strip().lower() or JSON
+    kind, _, parameters = content_type.partition(";")
+    kind = kind.strip().lower() or JSON
     if kind == RAW:
         return [_raw(program, body)]
     if kind.startswith("image/") or kind == "text/csv":
         try:
             rows, _ = decode(program, body)
         except InputError as error:
-            raise ServeError("bad_input", str(error)) from None
+            raise ServeError("bad_input", f"the body: {error}") from None
         return [rows]
     if kind not in (JSON, MSGPACK, "application/x-msgpack"):
         raise ServeError(
             "unsupported_media_type", f"Content-Type: {kind[:100]!r} is not taken",
             expected=[JSON, MSGPACK, RAW, "image/png", "image/jpeg", "text/csv"], got=kind[:100],
         )  # fmt: skip
-    return take(program, named_inputs(program, unpack(body, kind)), settings)
+    document = unpack(body, kind)
+    given = named_inputs(program, document)
+    if len(document) > 1:
+        others = sorted(str(key)[:50] for key in document if key != "inputs")
+        raise ServeError(
+            "bad_request", "the body has unknown keys", expected=["inputs"], got=others[:20]
+        )
+    return take(program, given, settings, nulls(parameters))
 
 
 def unpack(body: bytes, kind: str = JSON) -> Any:
@@ -133,10 +177,32 @@ def unpack(body: bytes, kind: str = JSON) -> Any:
         return msgpack.unpackb(body, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         name = "JSON" if kind == JSON else "msgpack"
-        hint = ""
-        if b"NaN" in body or b"Infinity" in body:
-            hint = "; JSON has no NaN and no Infinity"
-        raise ServeError("bad_request", f"the body is not valid {name}: {error}{hint}") from None
+        where = _not_finite(body) if kind == JSON else ""
+        raise ServeError("bad_request", f"the body is not valid {name}: {error}{where}") from None
+
+
+def _not_finite(body: bytes) -> str:
+    """Where a body that is no JSON has a NaN or an infinity, if that is what is wrong with it."""
+    try:
+        leaves = _leaves(json.loads(body) if len(body) <= LOOKED_AT else None)
+    except (ValueError, RecursionError):
+        return ""
+    for at, x in leaves:
+        if isinstance(x, float) and not math.isfinite(x):
+            return (
+                f"; it has {x} at {list(at)}, and JSON no such number: write null, with "
+                f"Content-Type: {JSON}; nan=null, or send {MSGPACK}"
+            )
+    return ""
+
+
+def _leaves(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """What lists and objects hold, with the place of each."""
+    if not value or len(at) >= DEPTH or not isinstance(value, (dict, list)):
+        yield at, value
+        return
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _leaves(item, (*at, key))
 
 
 def named_inputs(program: ExportedProgram, document: Any) -> dict[str, Any]:
@@ -159,15 +225,17 @@ def named_inputs(program: ExportedProgram, document: Any) -> dict[str, Any]:
 
 
 def take(
-    program: ExportedProgram, given: Mapping[str, Any], settings: Settings
+    program: ExportedProgram, given: Mapping[str, Any], settings: Settings, nulls: bool = False
 ) -> list[np.ndarray]:
-    """Named values as the program's input arrays, all checked. Raises ServeError."""
+    """Named values as the program's input arrays, all checked. With ``nulls``, None among floats
+    is NaN. Raises ServeError."""
     names = [s.name for s in program.inputs]
     if set(given) != set(names):
         raise ServeError(
-            "bad_input", "the inputs' names are others", expected=names, got=sorted(map(str, given))
-        )
-    arrays = [values(given[s.name], s) for s in program.inputs]
+            "bad_input", "the inputs' names are others", expected=names,
+            got=sorted(str(name)[:100] for name in given)[:100],
+        )  # fmt: skip
+    arrays = [values(given[s.name], s, nulls) for s in program.inputs]
     if sum([x.size for x in arrays]) > settings.max_elements:
         raise ServeError("too_large", "too many numbers", expected=settings.max_elements)
     try:
@@ -176,21 +244,75 @@ def take(
         raise ServeError("bad_input", str(error)) from None
 
 
-def values(value: Any, signature: Signature) -> np.ndarray:
+def values(value: Any, signature: Signature, nulls: bool = False) -> np.ndarray:
     """An input's numbers as an array, of whatever shape they have. Raises ServeError."""
     if isinstance(value, dict):
         return _tensor(value, signature)
+    name, dtype = signature.name, signature.dtype
+    found = _quick(value, dtype)
+    if found is None:
+        found = _slow(value, signature, nulls)
+    if found.dtype.kind == "f" and not np.isfinite(found).all():
+        given = np.asarray(value, np.float64)  # None is NaN
+        too_large = np.isfinite(given) & ~np.isfinite(found)
+        if too_large.any():
+            at = [int(n) for n in np.argwhere(too_large)[0]]
+            raise ServeError(
+                "bad_input", f"input {name}: {given[tuple(at)]} at {at} is more than {dtype} holds"
+            )
+    return found
+
+
+def _quick(value: Any, dtype: np.dtype) -> np.ndarray | None:
+    """Nested lists of numbers as an array of this dtype, at half the price of np.asarray, which
+    moreover takes a string for a number. None for all else."""
+    code = TYPECODES.get(dtype.name)
+    if code is None or type(value) is not list:
+        return None
+    shape = [len(value)]
     try:
-        array = np.asarray(value)
-    except (ValueError, OverflowError):
-        raise ServeError(
-            "bad_input", f"input {signature.name}: its rows differ in length, or hold other things"
-        ) from None
-    if array.dtype.kind not in "biuf":
-        raise ServeError(
-            "bad_input", f"input {signature.name}: expected numbers", got=str(array.dtype)
-        )
-    return array
+        while type(value[0]) is list:
+            lengths = set(map(len, value))
+            if len(lengths) > 1 or set(map(type, value)) != {list}:
+                return None
+            shape.append(lengths.pop())
+            value = list(itertools.chain.from_iterable(value)) if len(value) > 1 else value[0]
+        return np.frombuffer(array.array(code, value), dtype).reshape(shape)
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+
+
+def _slow(value: Any, signature: Signature, nulls: bool) -> np.ndarray:
+    """Whatever else may be numbers; a ServeError that says where it is none."""
+    name, dtype = signature.name, signature.dtype
+    try:
+        found = np.asarray(value)
+    except (ValueError, OverflowError, RecursionError):
+        found = None
+    if found is None or found.dtype.kind not in "biuf":
+        taken = {int, float, bool, type(None) if nulls and dtype.kind == "f" else bool}
+        for at, x in itertools.islice(_leaves(value), LOOKED_AT):
+            if type(x) not in taken or set(map(type, at)) - {int}:
+                raise _no_number(name, at, x)
+        if found is None or found.dtype != object:
+            raise ServeError("bad_input", f"input {name}: its rows differ in length")
+        found = found.astype(np.float64)  # None is NaN
+    if dtype.kind != "f" or found.dtype.kind == "b":
+        return found
+    with np.errstate(over="ignore"):
+        return found.astype(dtype)
+
+
+def _no_number(name: str, at: tuple[Any, ...], x: Any) -> ServeError:
+    place = list(at)
+    if x is None:
+        hint = f"; where it stands for NaN, send Content-Type: {JSON}; nan=null"
+        return ServeError("bad_input", f"input {name}: null at {place}{hint}", got=place)
+    kind = {str: "a string", bytes: "bytes", dict: "an object", list: "a list"}
+    what = kind.get(type(x), type(x).__name__)
+    return ServeError(
+        "bad_input", f"input {name}: expected a number at {place}, got {what}", got=place
+    )
 
 
 def _tensor(value: dict[Any, Any], signature: Signature) -> np.ndarray:
@@ -231,17 +353,37 @@ def _raw(program: ExportedProgram, body: bytes) -> np.ndarray:
 
 def accepted(accept: str) -> str:
     """The format to answer in, of those that the header Accept allows. Raises ServeError."""
-    if not accept or "*/*" in accept or JSON in accept:
+    if accept in ("*/*", "", JSON):
         return JSON
-    for kind in (MSGPACK, RAW):
-        if kind in accept:
-            return kind
-    if "application/*" in accept:
-        return JSON
-    raise ServeError(
-        "not_acceptable", "no format in Accept can be given", expected=[JSON, MSGPACK, RAW],
-        got=accept[:200],
-    )  # fmt: skip
+    weights = {}
+    for part in accept.lower().split(","):
+        kind, *parameters = [piece.strip() for piece in part.split(";")]
+        weights[kind.replace("/x-", "/")] = _weight(parameters)
+    general = weights.get("application/*", weights.get("*/*", 0.0))
+    best = max((JSON, MSGPACK, RAW), key=lambda kind: weights.get(kind, general))
+    if weights.get(best, general) <= 0:
+        raise ServeError(
+            "not_acceptable", "no format in Accept can be given", expected=[JSON, MSGPACK, RAW],
+            got=accept[:200],
+        )  # fmt: skip
+    return best
+
+
+def _weight(parameters: list[str]) -> float:
+    """q=0.5 among the parameters of a format in Accept."""
+    for text in parameters:
+        if text.startswith("q="):
+            try:
+                return float(text[2:])
+            except ValueError:
+                return 0.0
+    return 1.0
+
+
+def nulls(accept: str) -> bool:
+    """Whether null stands for a number that JSON has not: application/json; nan=null, in Accept
+    for answers, in Content-Type for inputs."""
+    return "nan=null" in accept
 
 
 def outputs_by_name(
@@ -251,9 +393,11 @@ def outputs_by_name(
     return {s.name: x for s, x in zip(program.outputs, outputs, strict=True)}
 
 
-def encode(document: dict[str, Any], outputs: dict[str, np.ndarray], kind: str) -> bytes:
+def encode(
+    document: dict[str, Any], outputs: dict[str, np.ndarray], kind: str, nulls: bool = False
+) -> bytes:
     """An answer in one of the formats; ``document`` is what goes with the outputs. Raises
-    ServeError for a number that JSON cannot hold."""
+    ServeError for a number that JSON cannot hold, unless with ``nulls`` it becomes null."""
     if kind == RAW:
         first = next(iter(outputs.values()))
         return np.ascontiguousarray(first, first.dtype.newbyteorder("<")).tobytes()
@@ -268,8 +412,9 @@ def encode(document: dict[str, Any], outputs: dict[str, np.ndarray], kind: str) 
         }
         packed: bytes = msgpack.packb({**document, "outputs": tensors})
         return packed
-    for name, x in outputs.items():
-        check_finite(name, x)
+    if not nulls:
+        for name, x in outputs.items():
+            check_finite(name, x)
     return orjson.dumps(
         {**document, "outputs": {name: listable(x) for name, x in outputs.items()}},
         option=orjson.OPT_SERIALIZE_NUMPY,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["CODES", "ServeError"]
+__all__ = ["CODES", "Disconnected", "ServeError"]
 
 # code: (HTTP status, what it means)
 CODES = {
@@ -27,11 +27,17 @@ CODES = {
     "conflict": (409, "The state of the model does not allow this now."),
     "too_large": (413, "The body, or what it unpacks to, is over the limit."),
     "unsupported_media_type": (415, "The body's type is none that is taken."),
+    "not_explainable": (422, "The model was exported without its gradient."),
     "overloaded": (429, "More requests wait than may; come back after Retry-After."),
+    "headers_too_large": (431, "The headers are over the limit."),
     "model_failed": (500, "The model raised an error; the server's log has it."),
     "not_ready": (503, "The server or the model is starting, or shutting down."),
     "deadline": (504, "The answer did not come within the deadline."),
 }
+
+
+class Disconnected(Exception):
+    """The client has left; nobody reads an answer."""
 
 
 class ServeError(Exception):

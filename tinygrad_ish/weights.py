@@ -508,9 +508,8 @@ def _read_header(file: io.BufferedReader) -> _Header:
 def _packed_header(file: io.BufferedReader) -> bytes:
     """The exact bytes of the file's first object; the file is left at their end."""
     file.seek(0)
-    scanner = msgpack.Unpacker(
-        file, read_size=min(2**16, HEADER_LIMIT), max_buffer_size=HEADER_LIMIT
-    )
+    limit = min(HEADER_LIMIT, os.fstat(file.fileno()).st_size)  # of what the scanner may hold
+    scanner = msgpack.Unpacker(file, read_size=min(2**16, limit), max_buffer_size=limit)
     try:
         # Skipping builds no objects: no declared length is believed before its bytes were seen.
         scanner.skip()
