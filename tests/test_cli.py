@@ -71,3 +71,18 @@ def test_a_wrong_command_line_shows_the_usage(
         main(argv)
     assert stopped.value.code == 2
     assert "usage: tinygrad-ish" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """As in ``tinygrad-ish info | head -0``: no traceback."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tinygrad_ish", "info"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 0

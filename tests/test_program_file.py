@@ -48,13 +48,15 @@ def reload(tree: Any, path: Path) -> Any:
 
 
 def test_the_tree_is_the_graph(tree: Any, tmp_path: Path) -> None:
-    graph = from_tree(tree["program"])
-    assert to_tree(graph) == tree["program"] | {"constants": graph_constants(graph)}
+    graph = from_tree(tree["program"], tree["weights"])
+    assert to_tree(graph, tree["weights"]) == tree["program"]
     assert str(reload(tree, tmp_path / "p")) == str(graph)
 
 
-def graph_constants(graph: Any) -> dict[str, Any]:
-    return {str(k): a for k, a in graph.constants.items()}
+def test_the_gradient_shares_the_weights(tree: Any) -> None:
+    forward, gradient = tree["program"]["constants"], tree["gradient"]["constants"]
+    assert set(gradient.values()) <= set(forward.values())
+    assert len(tree["weights"]) == len(set(forward.values()))
 
 
 def nodes(tree: Any) -> Any:
@@ -96,6 +98,9 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "no program": (assign(P, value=None), "a program: expected a map"),
     "a key more": (lambda t: t.update(more=1), "a program's file holds"),
     "a key less": (lambda t: t[P].pop("nodes"), "a program: expected a map of"),
+    "no weights": (assign("weights", value=None), "weights: expected an array"),
+    "weights that are none": (assign("weights", 0, value="w"), "the weights at 0: expected a"),
+    "a constant beyond": (lambda t: t[P]["constants"].update({"1": 99}), "constant 1: expected a"),
     "no inputs": (assign(P, "inputs", value=[]), "has inputs and outputs"),
     "no outputs": (assign(P, "outputs", value=[]), "has inputs and outputs"),
     "a cycle": (assign(P, "nodes", 0, 1, "x", value={"value": 9}), "reads value 9 before it is"),
@@ -108,7 +113,7 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "argument missing": (lambda t: nodes(t)[0][1].pop("b"), r"linear"),
     "argument unknown": (assign(P, "nodes", 0, 1, "out", value={"value": 0}), "out"),
     "a str for a value": (assign(P, "nodes", 0, 1, "x", value="x"), "x"),
-    "a value that is none": (assign(P, "nodes", 0, 1, "x", value={"value": 99}), "the number of a"),
+    "a value that is none": (assign(P, "nodes", 0, 1, "x", value={"value": 99}), "a number from 0"),
     "an object": (assign(P, "nodes", 0, 1, "x", value={"__reduce__": 1}), "an argument: expected"),
     "another shape": (assign(P, "values", 0, 1, value=[{"batch": [1, 0]}, 7]), "linear"),
     "a batch of -1": (assign(P, "values", 0, 1, 0, value={"batch": [-1, 0]}), "only its first"),

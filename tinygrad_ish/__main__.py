@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -18,6 +19,17 @@ LIBRARIES = ("numpy", "numba", "llvmlite", "msgpack", "cupy-cuda13x", "matplotli
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run a command and give its exit status: see ``_run``."""
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(argv: list[str] | None) -> int:
     """Run a command. The exit status: 0, 1 for a file with damaged tensors, 2 for a command line
     or a file that makes no sense."""
     parser = argparse.ArgumentParser(
@@ -47,7 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     publish.add_argument("--version", type=_positive, metavar="N", help="the number (the next one)")
     models = commands.add_parser("models", help="the published models in a folder, verified")
     models.add_argument("folder", help="where NAME/VERSION/model.msgpack are")
-    args = parser.parse_args(argv)
+    commands.add_parser("serve", help="a server around programs (serve --help)", add_help=False)
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ["serve"]:  # it has a command line of its own
+        return int(importlib.import_module("tinygrad_ish.serve.main").main(given[1:]))
+    args = parser.parse_args(given)
     if args.command == "info":
         info()
         return 0

@@ -81,10 +81,12 @@ def export(
     rows = [backend.to_numpy(_rows(x, min(SAMPLE, len(x)))._array) if x.ndim else
             backend.to_numpy(x._array) for x in given]  # fmt: skip
     answers, prints = runtime.trace(runtime.Runner(graph, backend), rows)
+    weights: list[np.ndarray] = []
     tree = {
-        "program": to_tree(graph),
-        "prepare": None if prepare is None else to_tree(prepare),
-        "gradient": None if gradients is None else to_tree(gradients),
+        "program": to_tree(graph, weights),
+        "prepare": None if prepare is None else to_tree(prepare, weights),
+        "gradient": None if gradients is None else to_tree(gradients, weights),
+        "weights": weights,
         "sample": {"inputs": rows, "outputs": answers, "prints": prints},
         "labels": None if labels is None else [str(label) for label in labels],
         "features": None if features is None else [str(name) for name in features],

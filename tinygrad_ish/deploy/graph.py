@@ -146,21 +146,33 @@ def at_batch(argument: Any, batch: int) -> Any:
 
 # --- as msgpack holds it -----------------------------------------------------------------------
 # Numbers, strings, None and arrays of arguments stand for themselves; the rest is a map with one
-# key that tells what it is. Constants are in a map by the value's number, as tensors of the file.
+# key that tells what it is. Constants are in a map from the value's number to a place in the list
+# of weights, which the graphs of a file share.
 
 
-def to_tree(graph: Graph) -> dict[str, Any]:
-    """The graph as what a file's tree holds."""
+def to_tree(graph: Graph, weights: list[np.ndarray]) -> dict[str, Any]:
+    """The graph as what a file's tree holds; its constants are added to the weights, if they are
+    not among them."""
     return {
         "values": [[v.dtype.name, _packed(v.shape), v.name] for v in graph.values],
         "inputs": graph.inputs,
         "outputs": graph.outputs,
-        "constants": {str(k): array for k, array in graph.constants.items()},
+        "constants": {str(k): _place(array, weights) for k, array in graph.constants.items()},
         "nodes": [
             [n.kernel, {k: _packed(a) for k, a in n.args.items()}, list(n.results), n.line]
             for n in graph.nodes
         ],
     }
+
+
+def _place(array: np.ndarray, weights: list[np.ndarray]) -> int:
+    """Where the array stands in the list, which gets it if it is not there."""
+    for n, known in enumerate(weights):
+        same = known.__array_interface__["data"] == array.__array_interface__["data"]
+        if same and known.shape == array.shape and known.dtype == array.dtype:
+            return n
+    weights.append(array)
+    return len(weights) - 1
 
 
 def _packed(x: Any) -> Any:
@@ -179,9 +191,9 @@ def _packed(x: Any) -> Any:
     return x
 
 
-def from_tree(tree: Any) -> Graph:
-    """The graph that ``to_tree`` gave, every part of a type that it can have. Raises ProgramError
-    for anything else; whether the kernels can run, ``rules.check`` tells."""
+def from_tree(tree: Any, weights: Any) -> Graph:
+    """The graph that ``to_tree`` gave with these weights, every part of a type that it can have.
+    Raises ProgramError for anything else; whether the kernels can run, ``rules.check`` tells."""
     keys = {"values", "inputs", "outputs", "constants", "nodes"}
     if type(tree) is not dict or set(tree) != keys:
         raise _bad("a program", f"a map of {sorted(keys)}", tree)
@@ -190,11 +202,12 @@ def from_tree(tree: Any) -> Graph:
     constants: dict[int, Any] = {}
     if type(tree["constants"]) is not dict:
         raise _bad("the constants", "a map", tree["constants"])
-    for key, array in tree["constants"].items():
+    for key, place in tree["constants"].items():
         if not key.isascii() or not key.isdecimal() or str(int(key)) != key or int(key) >= count:
             raise _bad("a constant", "the number of a value", key)
-        if array is None or not hasattr(array, "shape"):
-            raise _bad(f"constant {key}", "a tensor", array)
+        array = weights[_number(f"constant {key}", place, len(weights))]
+        if not isinstance(array, np.ndarray):
+            raise _bad(f"the weights at {place}", "a tensor", array)
         constants[int(key)] = array
     graph = Graph(
         values,
@@ -307,7 +320,7 @@ def _list(what: str, x: Any) -> list[Any]:
 
 def _number(what: str, k: Any, count: int) -> int:
     if type(k) is not int or not 0 <= k < count:
-        raise _bad(what, f"the number of a value, 0 to {count - 1}", k)
+        raise _bad(what, f"a number from 0 to {count - 1}", k)
     return k
 
 

@@ -7,6 +7,7 @@ The tree of a file of the kind "program":
     gradient  None, or a program of (what the model is given after the preprocessing, a weight for
               each element of its first output before the postprocessing) that gives the gradient of
               the weighted sum
+    weights   the constants of all of these
     sample    inputs that the model was given when it was exported, what it answered, and for each
               result of each node three numbers (``fingerprint``)
     labels, features, top_k    what ``predict`` says with, or None
@@ -37,7 +38,7 @@ AT_ONCE = 32 * 2**20  # bytes of weights that are verified as the file is loaded
 IN_MEMORY = 64 * 2**20  # bytes of weights
 KEPT = 64  # batch sizes for which it is kept how they run
 KEPT_ROWS = 256  # of larger batches one rarely sees the same size again
-KEYS = {"program", "prepare", "gradient", "sample", "labels", "features", "top_k"}
+KEYS = {"program", "prepare", "gradient", "weights", "sample", "labels", "features", "top_k"}
 TOLERANCE = {2: 2e-2, 4: 2e-4, 8: 1e-9}  # by bytes of a float, of the largest size in an array
 
 
@@ -101,9 +102,14 @@ class ExportedProgram:
             )
         self.backend = backend
         self.metadata: dict[str, Any] = mapped.metadata
-        self.graph = _checked(tree["program"])
-        self.prepare_graph = None if tree["prepare"] is None else _checked(tree["prepare"])
-        self.gradient_graph = None if tree["gradient"] is None else _checked(tree["gradient"])
+        weights = tree["weights"]
+        if type(weights) is not list:
+            raise ProgramError(f"weights: expected an array, got {type(weights).__name__}")
+        self.graph = _checked(tree["program"], weights)
+        self.prepare_graph, self.gradient_graph = (
+            None if tree[key] is None else _checked(tree[key], weights)
+            for key in ("prepare", "gradient")
+        )
         self.labels = _names("labels", tree["labels"])
         self.features = _names("features", tree["features"])
         self.top_k = tree["top_k"]
@@ -234,8 +240,8 @@ def _signature(graph: Graph, k: int) -> Signature:
     return Signature(value.name, value.dtype, shape)
 
 
-def _checked(tree: Any) -> Graph:
-    graph = from_tree(tree)
+def _checked(tree: Any, weights: list[Any]) -> Graph:
+    graph = from_tree(tree, weights)
     for k in graph.inputs:
         for axis, n in enumerate(graph.values[k].shape):
             if isinstance(n, Dim) and (axis, n) != (0, Dim(1, 0)):
