@@ -15,6 +15,7 @@ import pytest
 
 import tinygrad_ish as tg
 from tinygrad_ish import nn
+from tinygrad_ish.deploy import runtime
 from tinygrad_ish.deploy.export import record
 from tinygrad_ish.deploy.graph import ProgramError
 from tinygrad_ish.nn import functional as F
@@ -141,6 +142,7 @@ FORWARDS: dict[str, Callable[[Any], Any]] = {
     "shape of the batch": lambda x: x.reshape(x.shape[0] * 2, 6).reshape(len(x), 2, 6).sum(1),
     "neighbours": lambda x: x[1:] - x[:-1] if len(x) > 1 else x[1:] - x[:0],
     "zeros": lambda x: tg.cat([x, tg.zeros(len(x), 3)], 1),
+    "no columns": lambda x: tg.cat([x, tg.zeros(len(x), 0)], 1),
     "constant": lambda x: x * tg.tensor([1.0, 2.0] * 6) + 1,
     "mean over the batch": lambda x: x - x.mean(0),
     "choice": lambda x: tg.where(x > 0, x, x.exp() - 1).clamp(-0.5, 1),
@@ -240,6 +242,97 @@ def test_gradients_that_there_are_not(path: Path) -> None:
         tg.export(lambda x: x.sum(), images(2).float(), path, gradient=True)
     with pytest.raises(ProgramError, match="does not depend on b"):
         tg.export(lambda a, b: (a * 2, b), pairs(2), path, gradient=True)
+    with pytest.raises(ProgramError, match="does not depend on the inputs, or through integers"):
+        tg.export(lambda x: x.argmax(1), images(2).float(), path, gradient=True)
+    linear = nn.Linear(6, 2)
+    with pytest.raises(ProgramError, match="the gradient of a tensor from outside is asked for"):
+        tg.export(lambda a: linear(a), tg.ones(2, 6), path, gradient=True)
+    assert linear.weight.grad is None
+
+
+def test_an_array_is_an_example_for_a_model_on_another_device(path: Path) -> None:
+    tg.set_default_device("numpy")
+    model, x = nn.Linear(6, 2), np.ones((2, 6), "f4")
+    tg.set_default_device("numba")
+    tg.export(model, x, path)
+    np.testing.assert_array_equal(
+        tg.load_program(path, "numpy")(x), results_of(model, tg.tensor(x, device="numpy"))[0]
+    )
+
+
+def test_the_gradient_takes_the_names_that_were_given(path: Path) -> None:
+    tg.export(mlp(), images(2).float(), path, inputs=["pixels"], gradient=True)
+    graph = tg.load_program(path).gradient_graph
+    assert graph is not None
+    assert [graph.values[k].name for k in graph.inputs] == ["pixels", "weight"]
+    assert [graph.values[k].name for k in graph.outputs] == ["pixels.grad"]
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+def test_answers_own_their_memory(backend: str, path: Path, rows: int) -> None:
+    constant = tg.ones(6)
+    tg.export(
+        lambda x: (x[:, 1:4], constant.reshape(2, 3), x.expand(2, -1, -1)), tg.ones(2, 6), path
+    )
+    program, x = tg.load_program(path), np.ones((rows, 6), "f4")
+    for _ in range(2):
+        for answer in program(x):
+            answer += 1
+    assert (x == 1).all()
+    assert all((answer == 1).all() for answer in program(x))
+
+
+def test_a_reshape_at_the_end_is_no_node(path: Path) -> None:
+    model = nn.Linear(6, 3)
+    graph = record(model, lambda x: model(x).reshape(-1, 3), [tg.ones(2, 6)])
+    assert [n.kernel for n in graph.nodes] == ["linear"]
+    assert graph.values[graph.outputs[0]].name == "output"
+
+
+def test_inside_of_a_recording(backend: str, path: Path) -> None:
+    """No recording waits for another one of its own thread."""
+    x = np.ones((2, 6), "f4")
+    tg.export(lambda x: x * 2, x, path)
+    program = tg.load_program(path)
+
+    def calls(y: tg.Tensor) -> tg.Tensor:
+        return y + tg.tensor(program(x))
+
+    with pytest.raises(ProgramError, match=r"a program is called or exported .*test_export.py:\d+"):
+        tg.export(calls, x, path)
+
+    def exports(y: tg.Tensor) -> tg.Tensor:
+        tg.export(lambda x: x * 2, x, path)
+        return y
+
+    for step in (calls, exports):
+        with pytest.raises(ValueError, match=r"a program is called or exported .*export.py:\d+"):
+            tg.compile(step)(tg.tensor(x))
+    assert program(x).sum() == 24
+
+
+def test_so_many_batch_sizes_are_kept(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were the oldest given up, batches of ever other sizes would be recorded at each call."""
+    monkeypatch.setattr(runtime, "KEPT", 3)
+    tg.export(lambda x: x * 2, tg.ones(2, 6), path)
+    program = tg.load_program(path)
+    for n in (1, 2, 3, 4, 5, 4):
+        assert program(np.ones((n, 6), "f4")).sum() == 12 * n
+    assert set(program._runner("graph")._kept) == {1, 2, 3}
+
+
+def test_many_kernels_are_not_recorded(backend: str, path: Path) -> None:
+    """The time to record grows with the square of their number."""
+
+    def forward(x: tg.Tensor) -> tg.Tensor:
+        for _ in range(300):
+            x = x + 1
+        return x
+
+    tg.export(forward, tg.ones(2, 6), path)
+    program = tg.load_program(path)
+    assert (program(np.ones((2, 6), "f4")) == 301).all()
+    assert not program._runner("graph")._kept
 
 
 def test_jit_is_another_door(path: Path) -> None:
@@ -277,6 +370,12 @@ def slices(x: tg.Tensor) -> tg.Tensor:
     return y + 1
 
 
+def rows_of_zeros(x: tg.Tensor) -> tg.Tensor:
+    y = tg.zeros(3, 6)
+    y[0] = x[0]
+    return y
+
+
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "if": (lambda x: x if x.sum() > 0 else -x, r"test_export.py:\d+"),
     "item": (lambda x: x * x.max().item(), r"item\(\) reads .*test_export.py:\d+"),
@@ -297,6 +396,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "dropout": (lambda x: F.dropout(x, 0.5, training=True), "random numbers"),
     "its input": (lambda x: x.add_(1), r"writes into its input; work on x.clone\(\)"),
     "a part": (slices, "writes into a part of a tensor; put the parts together with tg.cat"),
+    "a part of zeros": (rows_of_zeros, "writes into a part of a tensor; put the parts together"),
     "a loss": (lambda x: F.mse_loss(x, x * 2), "the kernel mse_loss cannot be part of a program"),
     "one row is different": (lambda x: x.squeeze() * 2, r"\[1, 6\] at 1, the model \[6\]"),
     "no tensor": (lambda x: (x, 3), "a model gives tensors, .* output1 is a int"),
@@ -324,13 +424,23 @@ def test_settings_that_make_no_sense(path: Path) -> None:
     for settings, message in (
         ({"labels": ["a", "b"]}, r"labels: 2 names are for an array of \[batch, 2\]"),
         ({"features": ["a"]}, "features: 1 names"),
-        ({"top_k": 2}, "top_k: expected 1 to the number of labels, got 2 with None"),
+        ({"top_k": 2}, "top_k: expected an int from 1 to the number of labels, 0; got 2"),
         ({"inputs": ["a", "b"]}, r"inputs: expected 1 different names, got \['a', 'b'\]"),
         ({"outputs": ["a", "b"]}, "outputs: expected 1 different names"),
+        ({"labels": DIGITS[:6], "top_k": True}, "top_k: expected an int .*, 6; got True"),
+        ({"inputs": ["a\x1b[2J"]}, "inputs: expected 1 different names"),
         ({"postprocess": "logsoftmax"}, "one of softmax, sigmoid; got 'logsoftmax'"),
     ):
         with pytest.raises(ProgramError, match=message):
             tg.export(lambda x: x * 2, x, path, **settings)  # type: ignore[arg-type]
+    for forward, message in (
+        (lambda x: x > 0, r"labels: they go with probabilities, but output is bool\[batch, 6\]"),
+        (lambda x: {1: x * 2, "1": x}, r"outputs: expected 2 different names, got \['1', '1'\]"),
+        (lambda x: {"\n": x * 2}, "outputs: expected 1 different names"),
+    ):
+        with pytest.raises(ProgramError, match=message):
+            tg.export(forward, x, path, labels=DIGITS[:6])
+    assert not path.exists()
     for example in ((), tg.ones(0, 3), (tg.ones(2, 3), tg.ones(3, 3)), tg.tensor(1.0)):
         with pytest.raises(ProgramError, match=r"^example: "):
             tg.export(lambda *x: x[0] * 2, example, path)

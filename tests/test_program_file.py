@@ -120,13 +120,33 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     "a batch inside": (assign(P, "values", 0, 1, 1, value={"batch": [1, 3]}), "only its first"),
     "huge": (huge, "declared as float32"),
     "many": (billion_laughs, "bytes"),
+    "a long number": (
+        lambda t: t[P]["constants"].update({"9" * 5000: 0}), "a constant: expected the number",
+    ),
+    "a name that moves the cursor": (
+        assign(P, "values", 0, 2, value="\x1b[2J"), "name of value 0: .* characters, got '.x1b",
+    ),
+    "a line that does": (assign(P, "nodes", 0, 3, value="\x1b[2J"), "node 0: expected a kernel's"),
+    "an argument that does": (
+        lambda t: nodes(t)[0][1].update({"\x1b": {"batch": [1, 0]}}), "'.x1b': expected a con",
+    ),
     "dtype": (assign(P, "values", 0, 0, value="float128"), "the dtype of value 0: expected one of"),
     "dtype of python": (assign(P, "values", 0, 0, value="O"), "the dtype of value 0"),
     "labels": (assign("labels", value=[1, 2, 3]), "labels: expected an array of str"),
-    "top_k": (assign("top_k", value=0), "top_k: expected an int of 1 or more"),
+    "top_k": (assign("top_k", value=0), "top_k: expected an int from 1"),
     "no sample": (assign("sample", value=None), "the sample: expected arrays"),
     "sample like no input": (
-        assign("sample", "inputs", 0, value=np.zeros((5, 7), "f4")), "the sample: its arrays",
+        assign("sample", "inputs", 0, value=np.zeros((4, 7), "f4")), "the sample: its arrays",
+    ),
+    "a ragged sample": (assign("sample", "inputs", value=[[[1], [1, 2]]]), "the sample: its arr"),
+    "many rows": (
+        assign("sample", "inputs", 0, value=np.zeros((5, 6), "f4")), "at most 4 rows, got 5",
+    ),
+    "the gradient of another": (
+        lambda t: t.update(gradient=t[P] | {"outputs": t[P]["inputs"]}), "gradient: expected a pro",
+    ),
+    "a preparation of another": (
+        lambda t: t.update(prepare=t["gradient"]), "prepare: expected a program of the first input",
     ),
     "prints": (assign("sample", "prints", value=[[0.0, 0.0, 0.0]]), "three numbers for each"),
     "gradient": (assign("gradient", "nodes", 0, 0, value="eval"), "eval"),
@@ -172,6 +192,9 @@ def test_large_weights_are_verified_before_the_first_answer(
     for _ in range(2):
         with pytest.raises(ProgramError, match=r"expected the sha256 .* the file is damaged"):
             program(X)
+        with pytest.raises(ProgramError) as refused:
+            program(X)
+        assert str(refused.value).count(str(damaged)) == 1
     assert tg.load_program(exported)(X).shape == (5, 3)
 
 

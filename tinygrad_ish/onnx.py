@@ -23,7 +23,7 @@ from .deploy import rules
 from .deploy.graph import Dim, Graph, Node, ProgramError, Ref, Shape, Value
 from .deploy.runtime import Runner, check_names
 from .kernels import get_backend
-from .weights import StrPath, _path_name, replacing
+from .weights import StrPath, path_name, replacing
 
 __all__ = ["export", "to_onnx"]
 
@@ -67,9 +67,9 @@ def export(
     naming the first node that differs where onnxruntime answers otherwise; ImportError, with the
     command that installs it, where onnx is missing.
     """
-    name, _ = _path_name(path), _package()
-    given = recording._tensors(example)
-    run = recording._pipeline(model, preprocess, postprocess)
+    name, _ = path_name(path), _package()
+    given = recording.tensors_of(example, model)
+    run = recording.pipeline(model, preprocess, postprocess)
     graph = recording.record(model, run, given, inputs, outputs)
     check_names(graph, features, labels, None)
     props = {"features": features, "labels": labels, **(metadata or {})}

@@ -16,6 +16,7 @@ allocation and next to no Python.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -922,11 +923,29 @@ def record(
 ) -> tuple[Any, Replay]:
     """Run the function on copies of its tensors (those in args and kwargs), looking on: its result,
     and how to repeat it."""
+    with alone():
+        return _recorded(function, tensors, args, kwargs)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """For the time of a recording, which no other thread makes meanwhile."""
     with _one_records:
         try:
-            return _recorded(function, tensors, args, kwargs)
+            yield
         finally:
             _memo.clear()
+
+
+def refuse_inside() -> None:
+    """Refuse to call or make a program while this thread is recorded, which would wait for itself;
+    names the line."""
+    recorder = autograd.recorder()
+    if recorder is not None:
+        recorder.refuse(
+            "a program is called or exported inside the function; do that before, and give the "
+            "function what it answers"
+        )
 
 
 def _recorded(

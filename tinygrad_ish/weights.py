@@ -153,7 +153,7 @@ def write(obj: Any, path: StrPath, metadata: dict[str, Any] | None, kind: str) -
     # them, so it is written twice and every payload is read once.
     first = header([bytes(32)] * len(arrays))
     _unpack(first)  # what a reader would refuse is refused before anything is written
-    with replacing(_path_name(path)) as file:
+    with replacing(path_name(path)) as file:
         file.write(first + _DIGEST_LEAD + bytes(32))
         digests = [_write_payload(file, array) for _, array in arrays]
         final = header(digests)
@@ -180,7 +180,7 @@ def load(path: StrPath, map_location: Any = None, *, weights_only: bool = True) 
         known = array.dtype in dtypes.SUPPORTED
         return as_tensor(array, device=map_location) if known else array
 
-    with _opened(path) as file:
+    with opened(path) as file:
         ours = file.read(1 + len(_SIGNATURE)).endswith(_SIGNATURE)
     if ours:
         return _read(path, convert)
@@ -191,7 +191,7 @@ def load(path: StrPath, map_location: Any = None, *, weights_only: bool = True) 
 
 def load_metadata(path: StrPath) -> dict[str, Any]:
     """The ``metadata`` that was given to ``save``; reads the header only. Raises like ``load``."""
-    with _opened(path) as file:
+    with opened(path) as file:
         return _read_header(file).metadata
 
 
@@ -201,15 +201,15 @@ def describe(path: StrPath) -> tuple[str, bool]:
     One tensor is in memory at a time; one whose bytes do not match its checksum is marked BAD.
     Raises like ``load`` where the header itself cannot be trusted.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         header = _read_header(file)
         size = os.fstat(file.fileno()).st_size
         lines = [
-            f"{_printable(os.fsdecode(path))}: {FORMAT} {header.kind}, format version {VERSION}, "
+            f"{printable(os.fsdecode(path))}: {FORMAT} {header.kind}, format version {VERSION}, "
             f"{size:,} bytes"
         ]
         for key, value in header.metadata.items():
-            lines.append(f"  {_printable(key)}: {_shown(value)}")
+            lines.append(f"  {printable(key)}: {_shown(value)}")
         rows = [_row(file, tensor) for tensor in header.tensors]
     bad = sum(row[4] == "BAD" for row in rows)
     rows.insert(0, ("tensor", "dtype", "shape", "bytes", "sha256", "min", "max", "mean"))
@@ -239,7 +239,7 @@ def _plain(
     if type(value) is int:
         if not -(2**63) <= value < 2**64:
             raise WeightsError(
-                f"{_name(place)}: the int {_printable(hex(value))} does not fit into 64 bits: save "
+                f"{_name(place)}: the int {printable(hex(value))} does not fit into 64 bits: save "
                 "it as a str or a float"
             )
         return value
@@ -297,7 +297,7 @@ def _array(value: Any, place: TreePath) -> Array:
         )
     if array.dtype.name not in DTYPES:
         raise WeightsError(
-            f"{_name(place)}: cannot save dtype {_printable(str(array.dtype))}, expected one of "
+            f"{_name(place)}: cannot save dtype {printable(str(array.dtype))}, expected one of "
             f"{', '.join(DTYPES)}: convert it, e.g. with .astype(np.float32)"
         )
     return array
@@ -383,7 +383,7 @@ def replacing(path: str) -> Iterator[io.BufferedWriter]:
 
 def _read(path: StrPath, convert: Any = lambda array: array) -> Any:
     """The tree in a weights file; ``convert`` is called on each tensor's array."""
-    with _opened(path) as file:
+    with opened(path) as file:
         header = _read_header(file)
         _expect_kind(header, "weights")
         for tensor in header.tensors:
@@ -401,12 +401,12 @@ def _expect_kind(header: _Header, kind: str) -> None:
 
 
 class Mapped:
-    """A file whose tensors stay in it: ``tree`` and ``metadata``, the arrays in the tree read-only
-    views of the mapped file. They hold what is there; whether that is what was written, ``verify``
-    tells."""
+    """A file whose tensors stay in it: ``name``, ``tree`` and ``metadata``, the arrays in the tree
+    read-only views of the mapped file. They hold what is there; whether that is what was written,
+    ``verify`` tells."""
 
     def __init__(self, path: StrPath, kind: str) -> None:
-        with _opened(path) as file:
+        with opened(path) as file:
             header = _read_header(file)
             _expect_kind(header, kind)
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -416,7 +416,7 @@ class Mapped:
             container[key] = array.astype(array.dtype.newbyteorder("="), copy=False)
         self.tree = header.root[0]
         self.metadata = header.metadata
-        self._name = _path_name(path)
+        self.name = path_name(path)
 
     @property
     def nbytes(self) -> int:
@@ -426,11 +426,8 @@ class Mapped:
     def verify(self) -> None:
         """Raise WeightsError unless every tensor matches its checksum."""
         for tensor, array in self._arrays:
-            try:
-                _check_digest(tensor, hashlib.sha256(_bytes(array)).digest())
-                _check_bools(tensor, array)
-            except WeightsError as error:
-                raise WeightsError(f"{self._name}: {error}") from None
+            _check_digest(tensor, hashlib.sha256(_bytes(array)).digest())
+            _check_bools(tensor, array)
 
 
 def _mapped(mapping: mmap.mmap, file: io.BufferedReader, tensor: _Tensor) -> Array:
@@ -446,7 +443,7 @@ def _mapped(mapping: mmap.mmap, file: io.BufferedReader, tensor: _Tensor) -> Arr
     return np.frombuffer(mapping, tensor.dtype, count, start).reshape(tensor.shape)
 
 
-def _path_name(path: Any) -> str:
+def path_name(path: Any) -> str:
     """The path as str; TypeError for a file object, which cannot be written all or nothing."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise TypeError(
@@ -456,9 +453,9 @@ def _path_name(path: Any) -> str:
 
 
 @contextlib.contextmanager
-def _opened(path: StrPath) -> Iterator[io.BufferedReader]:
+def opened(path: StrPath) -> Iterator[io.BufferedReader]:
     """``path`` open for reading; a WeightsError inside gets the file's name in front."""
-    name = _path_name(path)
+    name = path_name(path)
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -745,14 +742,14 @@ def _foreign(start: bytes, size: int) -> str:
 
 
 def _name(place: TreePath) -> str:
-    return _printable(".".join(map(str, place))) if place else "(the object itself)"
+    return printable(".".join(map(str, place))) if place else "(the object itself)"
 
 
 def _shown(value: Any) -> str:
-    return _printable(repr(value))
+    return printable(repr(value))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """``text`` fit for a message: a file may hold a terminal's escape codes, or a megabyte."""
     text = text if len(text) <= 200 else f"{text[:200]}..."
     return text if text.isprintable() else ascii(text)

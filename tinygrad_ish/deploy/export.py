@@ -21,16 +21,14 @@ from ..kernels import Backend
 from ..nn.module import Module
 from ..program import CompileError, Instruction, Recorder
 from ..tensor import Tensor, as_tensor
-from ..weights import StrPath, write
+from ..weights import StrPath, printable, write
 from . import rules, runtime
-from .graph import Dim, Graph, Node, ProgramError, Ref, Value, to_tree
+from .graph import Dim, Graph, Node, ProgramError, Ref, Value, from_tree, is_text, to_tree
 
 __all__ = ["export", "record"]
 
 BATCHES = (2, 3, 5)
 OTHERS = (1, 7)  # batches at which the graph must agree with the model
-SAMPLE = 4  # rows that are kept in the file
-VIEWS = program.VIEWS
 POST: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda scores: scores.softmax(-1),
     "sigmoid": lambda scores: scores.sigmoid(),
@@ -72,13 +70,19 @@ def export(
     Raises ProgramError, naming the line, for a model that reads values (``if x.sum() > 0``), draws
     random numbers, writes into its inputs or buffers, or computes a number from the batch size.
     """
-    given = _tensors(example)
-    run = _pipeline(model, preprocess, postprocess)
-    graph = record(model, run, given, inputs, outputs)
-    prepare, gradients = _record_gradient(model, preprocess, given) if gradient else (None, None)
+    given = tensors_of(example, model)
+    run = pipeline(model, preprocess, postprocess)
+    names = _input_names(model, given) if inputs is None else list(inputs)
+    graph = record(model, run, given, names, outputs)
+    prepare = gradients = None
+    if gradient:
+        prepare, gradients = _record_gradient(model, preprocess, given, names)
+    features = None if features is None else list(map(str, features))
+    labels = None if labels is None else list(map(str, labels))
     runtime.check_names(graph, features, labels, top_k)
+    runtime.check_companions(graph, prepare, gradients)
     backend = given[0].backend
-    rows = [backend.to_numpy(_rows(x, min(SAMPLE, len(x)))._array) if x.ndim else
+    rows = [backend.to_numpy(_rows(x, min(runtime.SAMPLE_ROWS, len(x)))._array) if x.ndim else
             backend.to_numpy(x._array) for x in given]  # fmt: skip
     answers, prints = runtime.trace(runtime.Runner(graph, backend), rows)
     weights: list[np.ndarray] = []
@@ -88,10 +92,13 @@ def export(
         "gradient": None if gradients is None else to_tree(gradients, weights),
         "weights": weights,
         "sample": {"inputs": rows, "outputs": answers, "prints": prints},
-        "labels": None if labels is None else [str(label) for label in labels],
-        "features": None if features is None else [str(name) for name in features],
+        "labels": labels,
+        "features": features,
         "top_k": top_k,
     }
+    for part in (tree["program"], tree["prepare"], tree["gradient"]):
+        if part is not None:
+            from_tree(part, weights)  # what a reader would refuse is not written
     write(tree, path, metadata, "program")
 
 
@@ -114,11 +121,13 @@ def record(
 
 
 def _record_gradient(
-    model: Model, preprocess: Callable[[Any], Any] | None, given: list[Tensor]
+    model: Model,
+    preprocess: Callable[[Any], Any] | None,
+    given: list[Tensor],
+    names: Sequence[str],
 ) -> tuple[Graph | None, Graph]:
     """The preprocessing alone, if there is any, and the gradient of Σ weight · scores by what the
     model is given then, as a graph of (the model's inputs, weight)."""
-    names = _input_names(model, given)
     prepare = None if preprocess is None else record(model, preprocess, given[:1], names[:1])
     with _evaluating(model), _without_parameter_gradients(model), autograd.no_grad():
         prepared = [given[0] if preprocess is None else preprocess(given[0]), *given[1:]]
@@ -137,7 +146,13 @@ def _record_gradient(
             *xs, weight = tensors
             leaves = [x.detach().requires_grad_() for x in xs]
             with autograd.enable_grad():
-                _first(model(*leaves)).backward(weight)
+                scores = _first(model(*leaves))
+                if not scores.requires_grad:
+                    raise ProgramError(
+                        "gradient: the first output does not depend on the inputs, or through "
+                        "integers and bools alone; export with gradient=False"
+                    )
+                scores.backward(weight)
             found = [leaf.grad for leaf in leaves]
             for name, g in zip(names, found, strict=True):
                 if g is None:
@@ -157,7 +172,7 @@ def _first(result: Any) -> Tensor:
     return result[0] if isinstance(result, (tuple, list)) else result
 
 
-def _pipeline(
+def pipeline(
     model: Model,
     preprocess: Callable[[Any], Any] | None,
     postprocess: str | Callable[[Any], Any] | None,
@@ -184,8 +199,15 @@ def _pipeline(
     return run
 
 
-def _tensors(example: Any) -> list[Tensor]:
-    given = [as_tensor(x) for x in (example if isinstance(example, (tuple, list)) else (example,))]
+def tensors_of(example: Any, model: Model) -> list[Tensor]:
+    """The inputs in an example, arrays among them on the device of the model's parameters.
+    Raises ProgramError unless they have rows, of the same number."""
+    parameters = model.parameters() if isinstance(model, Module) else ()
+    device = next((p.backend.name for p in parameters), None)
+    given = [
+        x if isinstance(x, Tensor) else as_tensor(x, device=device)
+        for x in (example if isinstance(example, (tuple, list)) else (example,))
+    ]
     if not given:
         raise ProgramError("example: expected a tensor or a tuple of tensors, got none")
     rows = {len(x) for x in given if x.ndim}
@@ -244,7 +266,8 @@ def _input_names(model: Model, example: Sequence[Tensor]) -> list[str]:
 
 
 def _distinct(what: str, names: Sequence[str], count: int) -> None:
-    if len(names) != count or len(set(names)) != count or not all(map(str, names)):
+    good = all(type(name) is str and name and is_text(name) for name in names)
+    if len(names) != count or len(set(names)) != count or not good:
         raise ProgramError(f"{what}: expected {count} different names, got {list(names)}")
 
 
@@ -262,12 +285,24 @@ class _Tracer(Recorder):
         result = super().called(name, function, args, kwargs)
         self.lines.append(program._line())
         if name not in rules.KERNELS:
-            what = "random numbers" if name in ("draw", "dropout") else f"the kernel {name}"
-            self.refuse(f"{what} cannot be part of a program")
+            if name in ("draw", "dropout"):
+                self.refuse(
+                    "random numbers cannot be part of a program; a module that a function calls "
+                    "must be in eval()"
+                )
+            self.refuse(f"the kernel {name} cannot be part of a program")
         return result
 
     def host(self, action: Callable[[], object], writes: tuple[Array, ...] = ()) -> None:
         self.refuse("random numbers and schedules cannot be part of a program")
+
+    def reads_grad(self, leaf: Tensor) -> None:
+        if not self.makes(leaf._array):
+            self.refuse(
+                "the gradient of a tensor from outside is asked for; give the Module itself, or "
+                "call requires_grad_(False) on the parameters that the function uses"
+            )
+        super().reads_grad(leaf)
 
     def refuse(self, what: str) -> None:
         raise ProgramError(f"export: {what}, at {program._line()}")
@@ -281,21 +316,17 @@ def _trace(
     model: Model,
 ) -> Graph:
     """One run as a graph with the shapes of these inputs."""
+    program.refuse_inside()
     backend = inputs[0].backend
     own = [Tensor(backend.copy(x._array), backend) for x in inputs]
     tracer = _Tracer([x._array for x in own], backend)
-    with (
-        program._one_records,
-        autograd.recording(tracer),
-        backend.observed(tracer.called),
-    ):
+    with program.alone():
         try:
-            result = run(*own)
+            with autograd.recording(tracer), backend.observed(tracer.called):
+                result = run(*own)
         except CompileError as error:
             raise ProgramError(str(error).replace("compile:", "export:", 1)) from None
-        finally:
-            program._memo.clear()
-    return _Builder(tracer, names, _parameter_names(model, tracer)).build(result, outputs)
+        return _Builder(tracer, names, _parameter_names(model, tracer)).build(result, outputs)
 
 
 def _parameter_names(model: Model, tracer: Recorder) -> dict[tuple[Any, ...], str]:
@@ -338,7 +369,6 @@ class _Builder:
             value = self.graph.values[k]
             self.graph.values[k] = Value(value.dtype, value.shape, name)
             self.graph.outputs.append(k)
-        program._memo.clear()
         return self.graph
 
     def _add(self, step: Instruction) -> None:
@@ -346,7 +376,7 @@ class _Builder:
         if step.kernel == "copy" and step.args["x"].shape != step.results[0].shape:
             args["x"] = Ref(self._expanded(args["x"], step.results[0]))
         for r in step.results:
-            if r is not None and step.kernel not in VIEWS:
+            if r is not None and step.kernel not in program.VIEWS:
                 self._check_write(r)
         results = tuple(None if r is None else self._new(r) for r in step.results)
         self.graph.nodes.append(Node(step.kernel, args, results, self._line))
@@ -365,9 +395,9 @@ class _Builder:
             return
         if any(program._overlap(r, x) for x in self.tracer.inputs):
             self._refuse("the model writes into its input; work on x.clone()")
-        own = [x for x in self._own if program._overlap(r, x)]
-        made = program._place(r) in self._made
-        if not own and not made:
+        known = (*self._own, *(a for a, _ in self.tracer.made))
+        own = [x for x in known if program._overlap(r, x)]
+        if not own:
             self._refuse("the model writes into a parameter, a buffer or a tensor from outside")
         if any(program._place(x) != program._place(r) for x in own):
             self._refuse(
@@ -422,6 +452,7 @@ class _Builder:
 
 def _named_outputs(result: Any, names: Sequence[str] | None) -> list[tuple[str, Tensor]]:
     if isinstance(result, dict):
+        _distinct("outputs", list(map(str, result)), len(result))
         found = {str(name): t for name, t in result.items()}
     else:
         several = list(result) if isinstance(result, (tuple, list)) else [result]
@@ -514,7 +545,7 @@ class _Merger:
                 merged.constants[k] = first
                 continue
             numbers = {x.tobytes() for a in arrays if a is not None for x in a.reshape(-1)}
-            if any(a is None for a in arrays) or len(numbers) != 1:
+            if any(a is None for a in arrays) or len(numbers) > 1:
                 self._line = self._user(k)
                 self._refuse(
                     f"{value.name} is made from the batch size or from values; make it from the "
@@ -524,7 +555,8 @@ class _Merger:
             merged.values.append(Value(value.dtype, (), value.name))
             number = len(merged.values) - 1
             merged.values[k] = Value(value.dtype, value.shape)
-            merged.constants[number] = np.array(first.reshape(-1)[0])
+            content = numbers.pop() if numbers else bytes(value.dtype.itemsize)
+            merged.constants[number] = np.frombuffer(content, value.dtype).reshape(())
             args = {"x": Ref(number), "shape": value.shape}
             merged.nodes.append(Node("expand", args, (k,)))
 
@@ -577,7 +609,7 @@ def _same_number(a: Any, b: Any) -> bool:
 
 def _short(line: str) -> str:
     """model.py:12: the folders of the machine that exports are nobody's business."""
-    return os.path.basename(line)
+    return printable(os.path.basename(line))
 
 
 def _drop_identities(graph: Graph) -> None:
@@ -587,15 +619,26 @@ def _drop_identities(graph: Graph) -> None:
     for node in graph.nodes:
         args = {name: _renumbered(a, same) for name, a in node.args.items()}
         node = Node(node.kernel, args, node.results, node.line)
-        (result, *_), x = node.results, args.get("x")
-        shapes = {
-            graph.values[k].shape for k in (result, getattr(x, "value", None)) if k is not None
-        }
-        if node.kernel == "reshape" and len(shapes) == 1 and result not in graph.outputs:
-            same[result] = x.value
-        else:
-            kept.append(node)
+        result = node.results[0]
+        if node.kernel == "reshape" and result is not None:
+            x = args["x"].value
+            if graph.values[x].shape == graph.values[result].shape and _stands_for(
+                graph, x, result
+            ):
+                same[result] = x
+                continue
+        kept.append(node)
     graph.nodes = kept
+
+
+def _stands_for(graph: Graph, x: int, result: int) -> bool:
+    """Let x be the output that the result is, if it is one; False where x has a part of its own."""
+    if result in graph.outputs:
+        if x in graph.inputs or x in graph.constants or x in graph.outputs:
+            return False
+        graph.values[x] = graph.values[result]
+        graph.outputs = [x if k == result else k for k in graph.outputs]
+    return True
 
 
 def _renumbered(a: Any, numbers: dict[int, int]) -> Any:
@@ -639,8 +682,8 @@ def _check_against(
     inputs = [_rows(x, batch) for x in example]
     backend = inputs[0].backend
     expected = [backend.to_numpy(t._array) for _, t in _named_outputs(run(*inputs), None)]
-    with runtime._as_program_error():
-        found, _ = runtime.trace(runtime.Runner(graph, backend), [x._array for x in inputs])
+    with runtime.as_program_error():
+        found = runtime.answers(runtime.Runner(graph, backend), [x._array for x in inputs])
     for k, a, b in zip(graph.outputs, found, expected, strict=True):
         if not runtime.close(a, b):
             raise ProgramError(

@@ -7,6 +7,7 @@ are ``Dim``s, a · batch + b; so are the ints among the arguments that stand for
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -16,7 +17,10 @@ import numpy as np
 from ..dtypes import NAMES
 from ..weights import WeightsError
 
-__all__ = ["Dim", "Graph", "Node", "ProgramError", "Ref", "Value", "at_batch"]
+__all__ = ["Dim", "Graph", "Node", "ProgramError", "Ref", "Value", "at_batch", "is_text"]
+
+
+TEXT_LIMIT = 1000  # characters of a name
 
 
 class ProgramError(WeightsError):
@@ -90,13 +94,15 @@ class Graph:
 
     def last_reads(self) -> list[list[int]]:
         """For each node the values that nobody needs after it."""
-        last = {k: i for i, n in enumerate(self.nodes) for k in (*n.results, *n.reads())}
+        last: dict[int | None, int] = {
+            k: i for i, n in enumerate(self.nodes) for k in (*n.results, *n.reads())
+        }
         for k in self.outputs:
             last.pop(k, None)
         dying: list[list[int]] = [[] for _ in self.nodes]
-        for k, i in last.items():
-            if k is not None:
-                dying[i].append(k)
+        for value, i in last.items():
+            if value is not None:
+                dying[i].append(value)
         return dying
 
     def __str__(self) -> str:
@@ -203,7 +209,7 @@ def from_tree(tree: Any, weights: Any) -> Graph:
     if type(tree["constants"]) is not dict:
         raise _bad("the constants", "a map", tree["constants"])
     for key, place in tree["constants"].items():
-        if not key.isascii() or not key.isdecimal() or str(int(key)) != key or int(key) >= count:
+        if not re.fullmatch("0|[1-9][0-9]{0,9}", key) or int(key) >= count:
             raise _bad("a constant", "the number of a value", key)
         array = weights[_number(f"constant {key}", place, len(weights))]
         if not isinstance(array, np.ndarray):
@@ -261,8 +267,8 @@ def _value(k: int, entry: Any) -> Value:
     dtype, shape, name = entry
     if type(dtype) is not str or dtype not in NAMES:
         raise _bad(f"the dtype of value {k}", f"one of {', '.join(sorted(NAMES))}", dtype)
-    if type(name) is not str:
-        raise _bad(f"the name of value {k}", "a str", name)
+    if not is_text(name):
+        raise _bad(f"the name of value {k}", f"up to {TEXT_LIMIT} printable characters", name)
     if type(shape) is not list or len(shape) > 64:
         raise _bad(f"the shape of value {k}", "up to 64 dimensions", shape)
     dims = tuple(_argument(n) for n in shape)
@@ -276,8 +282,8 @@ def _node(i: int, entry: Any, count: int) -> Node:
     if type(entry) is not list or len(entry) != 4:
         raise _bad(f"node {i}", "[kernel, arguments, results, line]", entry)
     kernel, args, results, line = entry
-    if type(kernel) is not str or type(args) is not dict or type(line) is not str:
-        raise _bad(f"node {i}", "a str, a map, an array and a str", entry)
+    if not is_text(kernel) or type(args) is not dict or not is_text(line):
+        raise _bad(f"node {i}", "a kernel's name, a map, an array and a line's name", entry)
     return Node(
         kernel,
         {name: _argument(a, count) for name, a in args.items()},
@@ -287,6 +293,11 @@ def _node(i: int, entry: Any, count: int) -> Node:
         ),
         line,
     )
+
+
+def is_text(x: Any) -> bool:
+    """Whether x is a str that may stand in a listing and in messages."""
+    return type(x) is str and len(x) <= TEXT_LIMIT and x.isprintable()
 
 
 def _argument(x: Any, count: int = 0) -> Any:

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ..weights import _printable as printable
+from ..weights import printable
 from .runtime import ExportedProgram, Signature
 
 __all__ = ["InputError", "SIZE_LIMIT", "centred", "decode"]

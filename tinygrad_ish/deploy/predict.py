@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..weights import _printable as printable
+from ..weights import printable
 from .inputs import SIZE_LIMIT, InputError, decode
 from .runtime import ExportedProgram, load_program
 

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..weights import StrPath, load_metadata
-from ..weights import _printable as printable
+from ..weights import StrPath, load_metadata, printable
 from .runtime import load_program
 
 __all__ = ["MODEL", "Entry", "RegistryError", "describe", "list_models", "publish"]

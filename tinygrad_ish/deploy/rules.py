@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from ..dtypes import SUPPORTED, bool_, int64, rank
+from ..program import VIEWS
+from ..weights import printable
 from .graph import Dim, Graph, Node, ProgramError, Ref, at_batch
 
 __all__ = ["FORWARD", "GRADIENT", "KERNELS", "Meta", "check", "infer"]
@@ -634,9 +636,6 @@ def _rule(kernel: str) -> _Rule:
     return _RULES[kernel]
 
 
-VIEWS = ("reshape", "permute", "expand", "getitem")  # they give the memory of their argument
-
-
 def check(graph: Graph, batches: tuple[int, ...] = (1, 2, 3), limit: int = 2**30) -> None:
     """Follow the shapes and dtypes of a graph from node to node, for batches of these sizes.
 
@@ -686,7 +685,9 @@ def _check_node(graph: Graph, node: Node, metas: list[Meta], batch: int, limit: 
     kinds = _rule(node.kernel).kinds
     for name, argument in node.args.items():
         if _has_dim(argument) and not (name in kinds and kinds[name].dims):
-            raise ProgramError(f"{node.kernel}: {name}: expected a constant, got the batch size")
+            raise ProgramError(
+                f"{node.kernel}: {printable(name)}: expected a constant, got the batch size"
+            )
     args = {name: _with(metas, at_batch(a, batch)) for name, a in node.args.items()}
     results = infer(node.kernel, args)
     if len(results) != len(node.results):

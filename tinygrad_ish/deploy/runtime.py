@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -36,8 +35,13 @@ __all__ = ["ExportedProgram", "Signature", "fingerprint", "load_program"]
 
 AT_ONCE = 32 * 2**20  # bytes of weights that are verified as the file is loaded
 IN_MEMORY = 64 * 2**20  # bytes of weights
-KEPT = 64  # batch sizes for which it is kept how they run
+KEPT = (
+    64  # batch sizes for which it is kept how they run; recording takes as long as some ten calls
+)
 KEPT_ROWS = 256  # of larger batches one rarely sees the same size again
+KEPT_NODES = 256  # the time to record grows with their square
+BLOCK = 2**20  # elements that are looked at together
+SAMPLE_ROWS = 4  # of the example, at most
 KEYS = {"program", "prepare", "gradient", "weights", "sample", "labels", "features", "top_k"}
 TOLERANCE = {2: 2e-2, 4: 2e-4, 8: 1e-9}  # by bytes of a float, of the largest size in an array
 
@@ -79,10 +83,10 @@ def load_program(path: StrPath, device: Any = None) -> ExportedProgram:
         raise ProgramError(str(error)) from None
     try:
         loaded = ExportedProgram(mapped, resolve(device))
-        if mapped.nbytes <= AT_ONCE:
-            loaded.verify()
     except ProgramError as error:
-        raise ProgramError(f"{os.fsdecode(path)}: {error}") from None
+        raise ProgramError(f"{mapped.name}: {error}") from None
+    if mapped.nbytes <= AT_ONCE:
+        loaded.verify()
     return loaded
 
 
@@ -113,8 +117,7 @@ class ExportedProgram:
         self.labels = _names("labels", tree["labels"])
         self.features = _names("features", tree["features"])
         self.top_k = tree["top_k"]
-        if self.top_k is not None and (type(self.top_k) is not int or self.top_k < 1):
-            raise ProgramError(f"top_k: expected an int of 1 or more, got {self.top_k!r}")
+        check_companions(self.graph, self.prepare_graph, self.gradient_graph)
         check_names(self.graph, self.features, self.labels, self.top_k)
         self.inputs = [_signature(self.graph, k) for k in self.graph.inputs]
         self.outputs = [_signature(self.graph, k) for k in self.graph.outputs]
@@ -184,14 +187,14 @@ class ExportedProgram:
         Raises ProgramError for damaged weights, or naming the kernel from which on the results are
         others than at the export.
         """
-        if self._mapped is None:
+        mapped = self._mapped
+        if mapped is None:
             return
         try:
-            self._mapped.verify()
+            mapped.verify()
+            _compare(self._runner("graph"), *self._sample)
         except ValueError as error:
-            raise ProgramError(str(error)) from None
-        inputs, outputs, prints = self._sample
-        _compare(self._runner("graph"), inputs, outputs, prints)
+            raise ProgramError(f"{mapped.name}: {error}") from None
         self._mapped = None
 
     @property
@@ -270,17 +273,49 @@ def check_names(
                 f"{what}: {len(names)} names are for an array of [batch, {len(names)}], but "
                 f"{value.name} is {value}"
             )
-    if top_k is not None and not (labels and 1 <= top_k <= len(labels)):
-        raise ProgramError(f"top_k: expected 1 to the number of labels, got {top_k} with {labels}")
+    if labels is not None and result.dtype.kind != "f":
+        raise ProgramError(f"labels: they go with probabilities, but {result.name} is {result}")
+    most = len(labels or [])
+    if top_k is not None and (type(top_k) is not int or not 1 <= top_k <= most):
+        raise ProgramError(
+            f"top_k: expected an int from 1 to the number of labels, {most}; got {top_k!r}"
+        )
+
+
+def check_companions(graph: Graph, prepare: Graph | None, gradient: Graph | None) -> None:
+    """Raise ProgramError unless ``prepare`` takes the program's first input, and ``gradient`` what
+    the model is given then, a weight besides, and gives arrays like it."""
+
+    def kinds(of: Graph, numbers: Sequence[int]) -> list[Any]:
+        return [(of.values[k].dtype, of.values[k].shape) for k in numbers]
+
+    taken = kinds(graph, graph.inputs)
+    if prepare is not None:
+        if kinds(prepare, prepare.inputs) != taken[:1] or len(prepare.outputs) != 1:
+            raise ProgramError("prepare: expected a program of the first input, with one output")
+        taken[:1] = kinds(prepare, prepare.outputs)
+    if gradient is not None:
+        *given, _ = kinds(gradient, gradient.inputs)
+        if given != taken or kinds(gradient, gradient.outputs) != taken:
+            raise ProgramError(
+                "gradient: expected a program of what the model is given and a weight, with an "
+                "output like each input"
+            )
 
 
 def _checked_sample(graph: Graph, sample: Any) -> tuple[list[Any], list[Any], list[Any]]:
-    parts = [sample.get(k) for k in ("inputs", "outputs", "prints")] if type(sample) is dict else []
-    if not all(type(part) is list for part in parts) or not parts:
+    keys = ("inputs", "outputs", "prints")
+    if type(sample) is not dict or not all(type(sample.get(key)) is list for key in keys):
         raise ProgramError("the sample: expected arrays of inputs, outputs and prints")
-    inputs, outputs, prints = parts
-    rows = {len(x) for x, k in zip(inputs, graph.inputs) if _is_batched(graph, k) and np.ndim(x)}
+    inputs, outputs, prints = (sample[key] for key in keys)
+    rows = {
+        len(x)
+        for x, k in zip(inputs, graph.inputs)
+        if _is_batched(graph, k) and isinstance(x, np.ndarray) and x.ndim
+    }
     batch = rows.pop() if len(rows) == 1 else 1
+    if batch > SAMPLE_ROWS:
+        raise ProgramError(f"the sample: expected at most {SAMPLE_ROWS} rows, got {batch}")
     for arrays, numbers in ((inputs, graph.inputs), (outputs, graph.outputs)):
         fit = len(arrays) == len(numbers) and all(
             isinstance(x, np.ndarray)
@@ -381,6 +416,7 @@ class Runner:
 
     def __call__(self, inputs: list[np.ndarray]) -> tuple[np.ndarray, ...]:
         """The outputs for inputs that fit."""
+        program.refuse_inside()
         k, batch = self.backend, self.batch(inputs)
         arrays = [k.asarray(x) for x in inputs] if k.device != "cpu" else inputs
         with self._lock:
@@ -400,14 +436,17 @@ class Runner:
         k = self.backend
         tensors = [Tensor(x, k) for x in arrays]
         with autograd.no_grad():
-            if not 0 < batch <= KEPT_ROWS:
+            if not self._is_worth_keeping(batch):
                 results = self._evaluate(*tensors)
             else:
                 results, replay = program.record(self._evaluate, tensors, tensors, {})
-                if len(self._kept) >= KEPT:
-                    self._kept.pop(next(iter(self._kept)))
                 self._kept[batch] = replay, replay.program.outputs
-        return tuple(k.to_numpy(r._array) for r in results)
+        # A copy: a view would show the caller's input, or the file.
+        return tuple([k.to_numpy(r._array).copy() for r in results])
+
+    def _is_worth_keeping(self, batch: int) -> bool:
+        few = len(self._kept) < KEPT and len(self.graph.nodes) <= KEPT_NODES
+        return few and 0 < batch <= KEPT_ROWS
 
     def _evaluate(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         arrays = [x._array for x in inputs]
@@ -447,16 +486,26 @@ class Runner:
 def fingerprint(x: np.ndarray) -> list[float]:
     """Three numbers that change when an array does: how many elements are not finite, the mean
     size of the others, and a weighted mean that also tells their order."""
-    flat = np.asarray(x).reshape(-1).astype(np.float64)
-    finite = np.isfinite(flat)
-    numbers = np.where(finite, flat, 0.0)
-    count = max(flat.size, 1)
-    weights = np.modf(np.arange(flat.size) * 0.6180339887498949)[0]
-    return [
-        float(flat.size - finite.sum()),
-        float(np.abs(numbers).sum() / count),
-        float((numbers * weights).sum() / count),
-    ]
+    odd = size = weighted = 0.0
+    for start in range(0, x.size, BLOCK):
+        block = x.flat[start : start + BLOCK].astype(np.float64)
+        finite = np.isfinite(block)
+        numbers = np.where(finite, block, 0.0)
+        weights = np.modf(np.arange(start, start + block.size) * 0.6180339887498949)[0]
+        odd += block.size - finite.sum()
+        size += np.abs(numbers).sum()
+        weighted += (numbers * weights).sum()
+    count = max(x.size, 1)
+    return [float(odd), float(size / count), float(weighted / count)]
+
+
+def answers(runner: Runner, inputs: list[np.ndarray]) -> list[np.ndarray]:
+    """The outputs, kernel by kernel and not recorded."""
+    program.refuse_inside()
+    values = dict(zip(runner.graph.inputs, map(runner.backend.asarray, inputs), strict=True))
+    for _ in runner.steps(values, runner.batch(inputs)):
+        pass
+    return [runner.backend.to_numpy(values[k]) for k in runner.graph.outputs]
 
 
 def trace(runner: Runner, inputs: list[np.ndarray]) -> tuple[list[Any], list[list[float]]]:
@@ -472,10 +521,10 @@ def trace(runner: Runner, inputs: list[np.ndarray]) -> tuple[list[Any], list[lis
 def _compare(
     runner: Runner, inputs: list[np.ndarray], outputs: list[np.ndarray], prints: list[list[float]]
 ) -> None:
-    with _as_program_error():
-        found, found_prints = trace(runner, inputs)
-    if all(close(a, b) for a, b in zip(found, outputs, strict=True)):
-        return
+    with as_program_error():
+        if all(map(close, answers(runner, inputs), outputs)):
+            return
+        _, found_prints = trace(runner, inputs)
     graph = runner.graph
     makers = [(node, k) for node in graph.nodes for k in node.results if k is not None]
     for (node, k), got, expected in zip(makers, found_prints, prints, strict=True):
@@ -495,13 +544,13 @@ def _compare(
 
 
 @contextlib.contextmanager
-def _as_program_error() -> Iterator[None]:
+def as_program_error() -> Iterator[None]:
     """What a kernel refuses, a program must not ask for."""
     try:
         yield
     except ProgramError:
         raise
-    except (ValueError, TypeError, IndexError, OverflowError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError, MemoryError) as error:
         raise ProgramError(f"the program cannot run: {error}") from error
 
 

@@ -70,7 +70,7 @@ def read(path: StrPath, convert: Callable[[Array], Any] = lambda array: array) -
     Raises WeightsError for a file that is damaged or of no known format, OSError where it cannot be
     read.
     """
-    with weights._opened(path) as file:
+    with weights.opened(path) as file:
         return filled(_reader(file).scan(file)[0], convert)
 
 
@@ -82,14 +82,14 @@ def describe(path: StrPath) -> tuple[str, bool]:
     """
     if _is_ours(path):
         return weights.describe(path)
-    with weights._opened(path) as file:
+    with weights.opened(path) as file:
         reader = _reader(file)
         tree, metadata = reader.scan(file)
         size = os.fstat(file.fileno()).st_size
         title = TITLES[reader.__name__.rpartition(".")[2]]
-        lines = [f"{weights._printable(os.fsdecode(path))}: {title}, {size:,} bytes"]
+        lines = [f"{weights.printable(os.fsdecode(path))}: {title}, {size:,} bytes"]
         for key, value in metadata.items():
-            lines.append(f"  {weights._printable(key)}: {weights._shown(value)}")
+            lines.append(f"  {weights.printable(key)}: {weights._shown(value)}")
         rows, numbers = [], 0
         for name, value in _leaves(tree, ()):
             if isinstance(value, Stored):
@@ -123,7 +123,7 @@ def convert(source: StrPath, target: StrPath, to: str | None = None) -> str:
     without a format, OSError where a file cannot be read or written.
     """
     if to is None:
-        to = EXTENSIONS.get(os.path.splitext(weights._path_name(target))[1].lower())
+        to = EXTENSIONS.get(os.path.splitext(weights.path_name(target))[1].lower())
         if to is None:
             raise ValueError(
                 f"{os.fsdecode(target)}: the name does not tell a format: expected one that ends "
@@ -148,7 +148,7 @@ def convert(source: StrPath, target: StrPath, to: str | None = None) -> str:
     size = os.stat(target).st_size
     count = sum(isinstance(value, np.ndarray) for value in flat.values())
     first = f"{os.fsdecode(target)}: {to}, {count:,} tensors, {size:,} bytes"
-    return "\n".join([weights._printable(first), *notes])
+    return "\n".join([weights.printable(first), *notes])
 
 
 def flatten_dict(tree: Any) -> dict[str, Any]:
@@ -166,7 +166,7 @@ def flatten_dict(tree: Any) -> dict[str, Any]:
         name = ".".join(map(str, place))
         if name in flat:
             raise WeightsError(
-                f"{weights._printable(name)}: two tensors have this name once their paths are "
+                f"{weights.printable(name)}: two tensors have this name once their paths are "
                 "joined with dots: rename one"
             )
         if place:
@@ -194,7 +194,7 @@ def unflatten_dict(flat: dict[str, Any]) -> dict[str, Any]:
                 break
         if id(place) not in made or last in place:
             raise WeightsError(
-                f"{weights._printable(name)}: another tensor's name is the beginning of this one, "
+                f"{weights.printable(name)}: another tensor's name is the beginning of this one, "
                 "or this of another: rename one, as nested dicts cannot hold both"
             )
         place[last] = value
@@ -202,7 +202,7 @@ def unflatten_dict(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_ours(path: StrPath) -> bool:
-    with weights._opened(path) as file:
+    with weights.opened(path) as file:
         return file.read(1 + len(weights._SIGNATURE)).endswith(weights._SIGNATURE)
 
 
@@ -223,7 +223,7 @@ def _source(path: StrPath) -> tuple[Any, dict[str, Any], list[str]]:
     """The tree and metadata of a file of any format, and what there is to tell."""
     if _is_ours(path):
         return weights._read(path), weights.load_metadata(path), []
-    with weights._opened(path) as file:
+    with weights.opened(path) as file:
         tree, metadata = _reader(file).scan(file)
         halves = sum(
             isinstance(value, Stored) and value.dtype == "bfloat16"
@@ -263,7 +263,7 @@ def _texts(metadata: dict[str, Any]) -> dict[str, str]:
 
 def _row(stored: Stored) -> tuple[str, ...]:
     """One line of ``describe``'s table."""
-    name, dtype = weights._printable(stored.name), weights._printable(stored.dtype)
+    name, dtype = weights.printable(stored.name), weights.printable(stored.dtype)
     cells = (name, dtype, str(stored.shape), f"{stored.nbytes:,}")
     try:
         stored.require_dtype()

@@ -43,8 +43,8 @@ class Stored:
         """WeightsError where there is no such array here."""
         if self.dtype not in ITEM_BYTES:
             raise WeightsError(
-                f"tensor {weights._printable(self.name)!r}: it is of dtype "
-                f"{weights._printable(self.dtype)}, expected one of {', '.join(ITEM_BYTES)}: "
+                f"tensor {weights.printable(self.name)!r}: it is of dtype "
+                f"{weights.printable(self.dtype)}, expected one of {', '.join(ITEM_BYTES)}: "
                 "convert it with the library that wrote it"
             )
 
@@ -79,7 +79,7 @@ class Raw(Stored):
             done += length
         if self.sha256 not in (None, digest.hexdigest()):
             raise WeightsError(
-                f"tensor {weights._printable(self.name)!r}: its bytes do not match the sha256 in "
+                f"tensor {weights.printable(self.name)!r}: its bytes do not match the sha256 in "
                 "the metadata: the file is damaged, or was written by a program that copied the "
                 "metadata of another: copy or download it again"
             )
@@ -113,14 +113,14 @@ def require_bools(name: str, array: Array) -> None:
     """WeightsError for a bool array with a byte that is neither 0 nor 1."""
     if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
         raise weights._damaged(
-            f"tensor {weights._printable(name)!r}: it is of dtype bool and has a byte that is "
+            f"tensor {weights.printable(name)!r}: it is of dtype bool and has a byte that is "
             "neither 0 nor 1"
         )
 
 
 def checked_shape(name: str, shape: Any, nbytes: int, item_bits: int | None) -> tuple[int, ...]:
     """``shape``, a list of dimensions that make up ``nbytes``; bits None: it is not known."""
-    what = f"tensor {weights._printable(name)!r}"
+    what = f"tensor {weights.printable(name)!r}"
     if (
         type(shape) is not list
         or len(shape) > weights.NDIM_LIMIT
@@ -149,12 +149,12 @@ def flat_arrays(tensors: Any) -> dict[str, Array]:
         require_text(name, f"the name {weights._shown(name)}")
         if isinstance(value, (dict, list, tuple)):
             raise WeightsError(
-                f"{weights._printable(name)}: this format holds no {type(value).__name__}: give "
+                f"{weights.printable(name)}: this format holds no {type(value).__name__}: give "
                 "tinygrad_ish.formats.flatten_dict(tensors)"
             )
         if value is None or type(value) in (bool, int, float, complex, str, bytes):
             raise WeightsError(
-                f"{weights._printable(name)}: this format holds tensors only, got "
+                f"{weights.printable(name)}: this format holds tensors only, got "
                 f"{type(value).__name__}: put it in an array, or leave it out"
             )
         arrays[name] = weights._array(value, (name,))

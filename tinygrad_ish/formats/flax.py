@@ -61,7 +61,7 @@ def save_file(tree: dict[str, Any], filename: StrPath) -> None:
     """
     if not isinstance(tree, dict):
         raise WeightsError(f"a Flax file holds a dict, got {type(tree).__name__}")
-    with weights.replacing(weights._path_name(filename)) as file:
+    with weights.replacing(weights.path_name(filename)) as file:
         _write(file, tree, ())
 
 
@@ -73,7 +73,7 @@ def load_file(filename: StrPath) -> dict[str, Any]:
     has a dtype which NumPy lacks, and OSError where it cannot be read. Without checksums, a changed
     byte in an array is a changed number.
     """
-    with weights._opened(filename) as file:
+    with weights.opened(filename) as file:
         tree: dict[str, Any] = filled(scan(file)[0])
         return tree
 

@@ -55,9 +55,9 @@ def save_file(tensors: dict[str, Any], filename: StrPath) -> None:
     arrays = flat_arrays(tensors)
     for name in arrays:
         if "\0" in name or len(name.encode()) > 60_000:
-            raise WeightsError(f"{weights._printable(name)}: a zip archive cannot hold this name")
+            raise WeightsError(f"{weights.printable(name)}: a zip archive cannot hold this name")
     with (
-        weights.replacing(weights._path_name(filename)) as file,
+        weights.replacing(weights.path_name(filename)) as file,
         zipfile.ZipFile(file, "w") as archive,
     ):
         for name, array in arrays.items():
@@ -72,7 +72,7 @@ def load_file(filename: StrPath) -> dict[str, Array]:
     ``RATIO_LIMIT`` times its length, or holds something other than arrays of bools, ints and floats
     (a pickled object among them), and OSError where it cannot be read.
     """
-    with weights._opened(filename) as file:
+    with weights.opened(filename) as file:
         arrays: dict[str, Array] = filled(scan(file)[0])
         return arrays
 
@@ -154,7 +154,7 @@ def _require_tiling(file: io.BufferedReader, archive: zipfile.ZipFile) -> None:
 
 def _tensor(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, member: Any) -> _Member:
     """The tensor that a member holds, by the header that it begins with."""
-    what = f"tensor {weights._printable(name)!r}"
+    what = f"tensor {weights.printable(name)!r}"
     magic = member.read(8)
     width = {b"\x93NUMPY\1\0": 2, b"\x93NUMPY\2\0": 4, b"\x93NUMPY\3\0": 4}.get(magic)
     if width is None:

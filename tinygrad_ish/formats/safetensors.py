@@ -70,7 +70,7 @@ def save_file(
         raise WeightsError("__metadata__: the format keeps this name for itself: rename the tensor")
     for key, value in (metadata or {}).items():
         require_text(key, "a key of the metadata")
-        require_text(value, f"the metadata's {weights._printable(key)}")
+        require_text(value, f"the metadata's {weights.printable(key)}")
     order = sorted(arrays, key=lambda name: (-_RANKS[arrays[name].dtype.name], name))
 
     def header(digests: dict[str, str]) -> bytes:
@@ -91,7 +91,7 @@ def save_file(
 
     # The digests are known once the bytes are written; the header's length does not depend on them.
     first = header(dict.fromkeys(order, "0" * 64))
-    with weights.replacing(weights._path_name(filename)) as file:
+    with weights.replacing(weights.path_name(filename)) as file:
         file.write(first)
         digests = {}
         for name in order:
@@ -112,7 +112,7 @@ def load_file(filename: StrPath) -> dict[str, Array]:
     Raises WeightsError for a file that is damaged, truncated or not as the format demands, or that
     has a dtype which NumPy lacks (8 bits and fewer, complex), and OSError where it cannot be read.
     """
-    with weights._opened(filename) as file:
+    with weights.opened(filename) as file:
         arrays: dict[str, Array] = filled(scan(file)[0])
         return arrays
 
@@ -120,7 +120,7 @@ def load_file(filename: StrPath) -> dict[str, Array]:
 def load_metadata(filename: StrPath) -> dict[str, str]:
     """The metadata of a file, without our checksums; reads the header only. Raises like
     ``load_file``."""
-    with weights._opened(filename) as file:
+    with weights.opened(filename) as file:
         return scan(file)[1]
 
 
@@ -211,14 +211,14 @@ def _loads(text: bytes | str, what: str) -> dict[str, Any]:
 
 def _metadata(found: dict[str, Any]) -> dict[str, str]:
     for key, value in found.items():
-        require_text(value, f"the metadata's {weights._printable(key)}")
+        require_text(value, f"the metadata's {weights.printable(key)}")
     return dict(found)
 
 
 def _digests(text: str) -> dict[str, str]:
     found = _loads(text, f"the metadata's {SHA256}")
     for name, digest in found.items():
-        require_text(digest, f"the sha256 of {weights._printable(name)}")
+        require_text(digest, f"the sha256 of {weights.printable(name)}")
     return found
 
 
@@ -226,7 +226,7 @@ def _tensor(
     file: io.BufferedReader, data: int, name: str, entry: Any, sha256: str | None
 ) -> Stored:
     """A tensor by its entry in the header, checked; the data begin at byte ``data``."""
-    what = f"tensor {weights._printable(name)!r}"
+    what = f"tensor {weights.printable(name)!r}"
     if type(entry) is not dict or set(entry) != _ENTRY_KEYS:
         raise weights._damaged(
             f"{what}: expected a map of {sorted(_ENTRY_KEYS)}, found {weights._shown(entry)}"
