@@ -113,6 +113,7 @@ def main() -> None:
         inputs=["penguin"],
         outputs=[TARGET],
         features=FEATURES,
+        gradient=True,  # so that a server can show which measures speak for an answer
         metadata={"mean error in g": round(error, 1), "data": "Palmer penguins", "seed": args.seed},
     )
     with open(birds, "w", encoding="utf-8", newline="") as file:
