@@ -11,7 +11,7 @@ ARGS   =
 BIN    = $(VENV)/bin
 DEV    = $(VENV)/.with-$(EXTRAS)
 
-.PHONY: help venv mnist penguins bench test test-gpu lint format types wheel-check check clean
+.PHONY: help venv mnist penguins serve bench test test-gpu lint format types wheel-check check clean
 .NOTPARALLEL:  # two pips in one environment would break it
 .DEFAULT_GOAL := help
 
@@ -23,6 +23,12 @@ mnist: $(VENV)/.with-examples  ## train on handwritten digits (ARGS="--help" lis
 
 penguins: $(VENV)/.with-examples  ## guess penguins' weights from their measures (linear regression)
 	@$(BIN)/python examples/penguins.py $(ARGS)
+
+serve: $(VENV)/.with-serve,images runs/mnist/digits.msgpack  ## serve the digits model, trained first if there is none (ARGS="--help": the settings)
+	@$(BIN)/python -m tinygrad_ish serve runs/mnist/digits.msgpack $(ARGS)
+
+runs/mnist/digits.msgpack:
+	@$(MAKE) --no-print-directory mnist ARGS=
 
 bench: $(VENV)/.with-bench  ## all benchmarks against PyTorch, JAX and others; a quarter of an hour (ARGS="--quick": less)
 	@for name in train_step kernels inference startup scaling; do echo; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit; done

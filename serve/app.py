@@ -80,13 +80,16 @@ class Server:
 
     def timeout(self, request: Request) -> float:
         """Seconds that the request may take: the header Timeout-Ms, up to the setting."""
-        given = request.headers.get("timeout-ms")
-        if given is None:
+        given = bodies.header(request, b"timeout-ms")
+        if not given:
             return self.settings.timeout
         try:
-            return min(max(float(given), 0.0) / 1e3, self.settings.timeout)
+            seconds = float(given) / 1e3
+            if seconds >= 0:  # not NaN
+                return min(seconds, self.settings.timeout)
+            raise ValueError
         except ValueError:
-            raise ServeError("bad_request", "Timeout-Ms: expected a number", got=given) from None
+            raise ServeError("bad_request", "Timeout-Ms: expected a number from 0 on", got=given[:50]) from None
 
 
 def _left(request: Request) -> Callable[[], Awaitable[None]]:
@@ -179,10 +182,9 @@ async def predict(server: Server, request: Request) -> Response:
     version = await requested(server, request)
     assert version.program is not None
     program = version.program
-    accept = request.headers.get("accept", "")
+    accept = bodies.header(request, b"accept")
     kind = bodies.accepted(accept)
-    timeout = server.timeout(request)
-    inputs = await bodies.inputs_from(request, program, server.settings, timeout)
+    inputs = await bodies.inputs_from(server, request, program)
     outputs = bodies.outputs_by_name(program, await server.run(request, version, inputs))
     document: dict[str, Any] = {"model": version.name, "version": version.number}
     if program.labels is not None and kind != bodies.RAW:
@@ -219,9 +221,8 @@ async def healthz(server: Server, request: Request) -> Response:
 
 async def readyz(server: Server, request: Request) -> Response:
     """Whether it takes requests: every model is loaded, and nobody has asked it to stop."""
-    leaving = server.leaving or server.draining
-    if leaving or not server.catalog.ready:
-        raise ServeError("not_ready", "shutting down" if leaving else "models are loading")
+    if server.leaving or not server.catalog.ready:
+        raise ServeError("not_ready", "shutting down" if server.leaving else "models are loading")
     return json_response({"ready": True})
 
 
@@ -258,10 +259,15 @@ def routes() -> list[BaseRoute]:
         ("GET", "/readyz", readyz),
         ("GET", "/metrics", metrics),
     ]
-    from . import explain, page, tfs, v2  # they import this module
+    from . import explain, openapi, page, tfs, v2  # they import this module
 
-    own = [Route(path, Endpoint(handler, path), methods=[method]) for method, path, handler in found]
-    return [*own, *explain.routes(), *page.routes(), *v2.routes(), *tfs.routes()]
+    own = [
+        Route(path, Endpoint(handler, path), methods=[method]) for method, path, handler in found
+    ]
+    others = [m.routes() for m in (explain, openapi, page, v2, tfs)]
+    every = [*own, *itertools.chain(*others)]
+    # They are tried in their order, a microsecond each: first what a server is for.
+    return sorted(every, key=lambda r: not getattr(r, "path", "").endswith(("predict", "infer")))
 
 
 def create_app(
@@ -292,7 +298,7 @@ def create_app(
         try:
             yield
         finally:
-            server.draining = True
+            server.leaving = server.draining = True
             await server.catalog.close()
 
     app = Starlette(

@@ -339,8 +339,8 @@ def _families(totals: dict[Row, np.ndarray], catalog: Catalog) -> Iterator[Any]:
         ("memory", "resident_memory_bytes", "Memory that a worker holds, shared pages included."),
     ):
         gauge = GaugeMetricFamily(f"{PREFIX}_{name}", about, labels=KINDS[kind][0])
-        for values, row in rows(kind):
-            gauge.add_metric(values, float(row[0]))
+        for labels, values in rows(kind):
+            gauge.add_metric(labels, float(values[0]))
         yield gauge
     loaded = GaugeMetricFamily(
         f"{PREFIX}_model_ready", "Whether a version of a model is loaded, in the worker asked.",

@@ -51,12 +51,16 @@ class Version:
         self.number = str(entry.version)
         self.stamp = stamp  # changes with the file
         self.state = "available" if entry.problem is None else "failed"
-        self.reason = entry.problem or ""
+        self.reason = self.told(entry.problem or "")
         self.program: ExportedProgram | None = None
         self.batcher: Batcher | None = None
         self.batchable = False
         self.used = 0.0
         self.loading: asyncio.Task[None] | None = None
+
+    def told(self, problem: str) -> str:
+        """What clients are told of a problem: not where the file is."""
+        return problem.replace(f"{self.entry.path}", self.entry.path.name)
 
     def unloaded(self) -> Version:
         """The same, not loaded."""
@@ -335,7 +339,7 @@ class Catalog:
             # a file that cannot be read may be later; one that is wrong stays wrong
             passing = isinstance(error, (OSError, asyncio.CancelledError))
             version.state = "available" if passing else "failed"
-            version.reason = f"{error}" or "the server is shutting down"
+            version.reason = version.told(f"{error}" or "the server is shutting down")
             log.warning("model %s %s cannot be loaded: %s", version.name, version.number, error)
             return
         finally:
@@ -345,6 +349,7 @@ class Catalog:
             program.run,
             self._compute,
             batchable=batchable,
+            inline=program.backend.device == "cpu",
             max_batch=s.max_batch,
             max_queue=s.max_queue,
             max_queue_bytes=s.max_queue_bytes,

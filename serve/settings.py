@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 __all__ = ["Settings", "SettingsError", "about", "read", "show"]
 
 PREFIX = "TINYGRAD_ISH_SERVE_"
+TEXTS = tuple[str, ...]
 
 
 class SettingsError(ValueError):
@@ -69,15 +70,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, kind in _types().items():
-            value = getattr(self, name)
-            if kind is float and type(value) is int:
-                object.__setattr__(self, name, float(value))
-            elif kind is tuple[str, ...] and type(value) is list:
-                object.__setattr__(self, name, tuple(value))
-            elif type(value) is not (tuple if kind == tuple[str, ...] else kind):
-                raise SettingsError(f"{name}: expected {_kind(kind)}, got {value!r}")
-            if kind in (int, float) and not 0 <= value < 2**53:
-                raise SettingsError(f"{name}: expected 0 or more, got {value!r}")
+            object.__setattr__(self, name, _checked(name, kind, getattr(self, name)))
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise SettingsError(
@@ -90,6 +83,19 @@ class Settings:
             raise SettingsError(f"port: expected 0 to 65535, got {self.port}")
         if self.tls_key and not self.tls_cert:
             raise SettingsError("tls_key: it needs tls_cert")
+
+
+def _checked(name: str, kind: Any, value: Any) -> Any:
+    """A value of its type, and not below 0."""
+    if kind == TEXTS and type(value) in (list, tuple) and all(type(v) is str for v in value):
+        return tuple(value)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise SettingsError(f"{name}: expected {_kind(kind)}, got {value!r}")
+    if kind in (int, float) and not 0 <= value < 2**53:
+        raise SettingsError(f"{name}: expected 0 or more, got {value!r}")
+    return value
 
 
 CHOICES = {
@@ -226,7 +232,7 @@ def _parsed(name: str, value: Any, where: str) -> Any:
     try:
         if kind is bool:
             return TRUTH[value.lower()]
-        if kind == tuple[str, ...]:
+        if kind == TEXTS:
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return kind(value)
     except (ValueError, KeyError):

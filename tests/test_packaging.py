@@ -53,11 +53,31 @@ def test_every_folder_with_code_is_a_package() -> None:
             assert (path.parent / "__init__.py").is_file(), f"{path.parent} has no __init__.py"
 
 
+def test_setup_cfg_lists_every_file_that_is_no_code(config: configparser.ConfigParser) -> None:
+    folders = dict(
+        (part.strip() for part in line.split("="))
+        for line in lines(config["options"]["package_dir"])
+    )
+    data = config["options.package_data"]
+    for name, folder in folders.items():
+        named = {path for glob in data.get(name, "").split() for path in (ROOT / folder).glob(glob)}
+        on_disk = {
+            path
+            for path in (ROOT / folder).rglob("*")
+            if path.is_file() and path.suffix != ".py" and not GENERATED.search(path.as_posix())
+        }
+        assert named == on_disk
+
+
 def test_every_dependency_has_a_lower_and_an_upper_bound(config: configparser.ConfigParser) -> None:
     required = lines(config["options"]["install_requires"])
     for extra in config["options.extras_require"].values():
         required += lines(extra)
-    unbounded = [r for r in required if not re.fullmatch(r"[A-Za-z0-9_.-]+>=[\d.]+,<[\d.]+", r)]
+    unbounded = [
+        r
+        for r in required
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+(\[\w+\])?>=[\d.]+,<[\d.]+(;.*)?", r)
+    ]
     assert not unbounded
 
 
