@@ -11,7 +11,7 @@ ARGS   =
 BIN    = $(VENV)/bin
 DEV    = $(VENV)/.with-$(EXTRAS)
 
-.PHONY: help venv mnist penguins serve bench test test-gpu lint format types wheel-check check clean
+.PHONY: help venv mnist penguins serve bench bench-serve test test-gpu lint format types wheel-check check clean
 .NOTPARALLEL:  # two pips in one environment would break it
 .DEFAULT_GOAL := help
 
@@ -32,6 +32,9 @@ runs/mnist/digits.msgpack:
 
 bench: $(VENV)/.with-bench  ## all benchmarks against PyTorch, JAX and others; a quarter of an hour (ARGS="--quick": less)
 	@for name in train_step kernels inference startup scaling; do echo; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit; done
+
+bench-serve: $(VENV)/.with-serve $(VENV)/.with-bench $(VENV)/peers/.ready $(VENV)/mlserver/.ready  ## the server against LitServe, BentoML and others, with wrk; half an hour (ARGS="--quick": less)
+	@$(BIN)/python -m benchmarks.serving --peers $(VENV)/peers/bin/python $(VENV)/mlserver/bin/python $(ARGS)
 
 venv: $(DEV)   ## make .venv with what development needs
 
@@ -71,3 +74,10 @@ $(VENV)/.with-%: setup.cfg pyproject.toml | $(VENV)/.ready
 	@echo "installing tinygrad_ish[$*] into $(VENV) (once; a minute or two)"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable ".[$*]" || { echo "tinygrad_ish[$*] was not installed: pip says why above. Once that is mended (often: the network), run the same command again." >&2; exit 1; }
 	@touch $@
+
+# The servers that bench-serve races pin what they need: they live beside us, MLServer by itself.
+$(VENV)/peers/.ready: PEERS = bench-serve
+$(VENV)/mlserver/.ready: PEERS = bench-mlserver
+$(VENV)/peers/.ready $(VENV)/mlserver/.ready: setup.cfg | $(VENV)/.ready
+	@echo "installing $(PEERS) into $(@D) (once; some minutes)"
+	@$(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install -qq --disable-pip-version-check ".[$(PEERS)]" && touch $@

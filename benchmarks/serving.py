@@ -28,6 +28,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -141,7 +142,8 @@ def running(
     with open(folder / "log", "w+b") as log:
         start = time.perf_counter()
         process = subprocess.Popen(
-            ["taskset", "-c", str(core), *command], stdout=log, stderr=log,
+            ["taskset", "-c", str(core), *command],
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             env={**os.environ, **threads}, start_new_session=True,
         )  # fmt: skip
         try:
@@ -241,7 +243,7 @@ class Pipe(asyncio.Protocol):
 
     def __init__(
         self,
-        idle: list[Pipe],
+        idle: deque[Pipe],
         latencies: list[float],
         codes: dict[str, int],
         right: bytes | None = None,
@@ -295,7 +297,7 @@ async def arrivals(
     """Requests at a fixed rate; latencies in ms from when each was due. ``right`` is the body that
     all answers must have."""
     loop = asyncio.get_running_loop()
-    idle: list[Pipe] = []
+    idle: deque[Pipe] = deque()
     latencies: list[float] = []
     codes: dict[str, int] = {}
     pipes: list[Pipe] = []
@@ -309,7 +311,7 @@ async def arrivals(
     while (now := time.perf_counter() - start) < seconds:
         while sent < now * rate and idle:
             # it keeps its time though no connection was free then: a client would have waited
-            idle.pop().ask(request, start + sent / rate)
+            idle.popleft().ask(request, start + sent / rate)
             sent += 1
         await asyncio.sleep(0.0002)
     end = time.perf_counter() + 15

@@ -107,9 +107,9 @@ def flask(port: int, folder: str) -> None:
     folder = str(Path(folder).resolve())
     os.environ["BENCHMARK_FOLDER"] = folder
     os.chdir(Path(__file__).resolve().parent)
-    command = ["gunicorn", "serving_peers:flask_app()", "--bind", f"127.0.0.1:{port}", "--workers"]
-    command += ["1", "--threads", "4", "--keep-alive", "60", "--log-level", "warning"]
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn.app.wsgiapp", *command[1:]])
+    command = ["-m", "gunicorn", "serving_peers:flask_app()", "--bind", f"127.0.0.1:{port}"]
+    command += ["--workers", "1", "--threads", "4", "--keep-alive", "60", "--log-level", "warning"]
+    os.execv(sys.executable, [sys.executable, *command])
 
 
 def flask_app() -> Any:
@@ -133,34 +133,45 @@ def flask_app() -> Any:
     return app
 
 
+LITAPI = """
+import sys
+sys.path.insert(0, {here!r})
+import litserve, numpy as np
+from serving_peers import session
+
+class Digits(litserve.LitAPI):
+    def setup(self, device):
+        self.network = session({folder!r})
+
+    def decode_request(self, request):
+        return np.asarray(request["inputs"][0], np.float32)
+
+    def batch(self, inputs):
+        return np.stack(inputs)
+
+    def predict(self, x):
+        return self.network.run(None, {{"x": x.reshape(-1, 784)}})[0]
+
+    def unbatch(self, output):
+        return list(output)
+
+    def encode_response(self, output):
+        return {{"outputs": {{"output": output.reshape(-1, 10).tolist()}}}}
+
+if __name__ == "__main__":
+    api = Digits(max_batch_size={batch}, batch_timeout={patience})
+    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
+    server.run(port={port}, num_api_servers=1, log_level="warning", generate_client_file=False)
+"""
+
+
 def litserve(port: int, folder: str, batch: int = 1) -> None:
     """LitServe: a LitAPI, its worker a process of its own."""
-    import litserve
-
-    class Digits(litserve.LitAPI):  # type: ignore[misc]
-        def setup(self, device: str) -> None:
-            self.network = session(folder)
-
-        def decode_request(self, request: Any) -> np.ndarray:
-            return np.asarray(request["inputs"][0], np.float32)
-
-        def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
-            return np.stack(inputs)
-
-        def predict(self, x: np.ndarray) -> np.ndarray:
-            y: np.ndarray = self.network.run(None, {"x": x.reshape(-1, 784)})[0]
-            return y
-
-        def unbatch(self, output: np.ndarray) -> list[np.ndarray]:
-            return list(output)
-
-        def encode_response(self, output: np.ndarray) -> dict[str, Any]:
-            return {"outputs": {"output": output.reshape(-1, 10).tolist()}}
-
-    globals()["Digits"] = Digits
-    api = Digits(max_batch_size=batch, batch_timeout=PATIENCE if batch > 1 else 0.0)
-    server = litserve.LitServer(api, accelerator="cpu", workers_per_device=1)
-    server.run(port=port, num_api_servers=1, log_level="warning", generate_client_file=False)
+    here, patience = str(Path(__file__).resolve().parent), PATIENCE if batch > 1 else 0.0
+    path = Path(folder, "api.py")
+    text = LITAPI.format(here=here, folder=folder, batch=batch, patience=patience, port=port)
+    path.write_text(text, encoding="utf-8")
+    os.execv(sys.executable, [sys.executable, str(path)])
 
 
 def litserve_batched(port: int, folder: str) -> None:
@@ -239,7 +250,8 @@ def mlserver(port: int, folder: str) -> None:
     )
     os.chdir(folder)
     os.environ["PYTHONPATH"] = folder
-    os.execv(sys.executable, [sys.executable, "-m", "mlserver", "start", "."])
+    command = str(Path(sys.executable).parent / "mlserver")
+    os.execv(command, [command, "start", "."])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -42,7 +43,7 @@ from .serving import (
 )
 
 ROW = np.round(np.random.default_rng(1).random((1, 784), dtype=np.float32), 4)
-WIDE = 4096  # of a network slow enough to be overloaded by one process
+WIDE, DEPTH = 2048, 16  # of a network slow enough to be overloaded by one process
 
 
 def start(*options: str) -> Any:
@@ -66,12 +67,12 @@ def stop(process: Any) -> int:
     return int(process.wait(30))
 
 
-def answer(path: str = "/predict", timeout: float = 5.0) -> bytes:
+def answer(path: str = "/predict") -> bytes:
     """What one raw row gets."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{PORT}{path}", ROW.tobytes(), {"Content-Type": RAW, "Accept": RAW}
     )
-    with urllib.request.urlopen(request, timeout=timeout) as response:
+    with urllib.request.urlopen(request, timeout=5) as response:
         content: bytes = response.read()
     return content
 
@@ -93,13 +94,20 @@ def small(path: Path, seed: float = 0.0) -> None:
 
 
 def large(path: Path) -> None:
-    """A network that takes a millisecond or more."""
+    """A network that takes milliseconds for a row."""
     import tinygrad_ish as tg
     from tinygrad_ish import nn
 
     tg.manual_seed(0)
-    layers = [nn.Linear(784, WIDE), nn.ReLU(), nn.Linear(WIDE, WIDE), nn.ReLU()]
-    tg.export(nn.Sequential(*layers, nn.Linear(WIDE, 10)), ROW.repeat(2, 0), path)
+    first, again, last = nn.Linear(784, WIDE), nn.Linear(WIDE, WIDE), nn.Linear(WIDE, 10)
+
+    def model(x: tg.Tensor) -> tg.Tensor:
+        x = first(x).relu()
+        for _ in range(DEPTH):
+            x = again(x).relu()
+        return last(x)
+
+    tg.export(model, ROW.repeat(2, 0), path)
 
 
 def overload(folder: Path, seconds: float, core: int) -> tuple[dict[str, Any], bool]:
@@ -110,7 +118,7 @@ def overload(folder: Path, seconds: float, core: int) -> tuple[dict[str, Any], b
         right = answer()
         server = Server("", "", "", raw="/predict")
         closed(server, ROW, RAW, 64, 2, core)
-        peak = closed(server, ROW, RAW, 128, 8, core)["rate"]
+        peak = closed(server, ROW, RAW, 64, 8, core)["rate"]
         before = memory(process.pid)
         with on_core(core):
             found = asyncio.run(load("/predict", 5 * peak, seconds, 1500, right))
@@ -130,22 +138,24 @@ def overload(folder: Path, seconds: float, core: int) -> tuple[dict[str, Any], b
     return {**facts, **found}, good
 
 
-def reloads(folder: Path, seconds: float, core: int, count: int = 100) -> tuple[Any, bool]:
-    """New versions of one model, and a neighbour."""
+def publishing(programs: list[Path], folder: Path, interval: float, count: int) -> None:
+    """Publish one and another in turn."""
     from tinygrad_ish.deploy.registry import publish
 
+    for n in range(count):
+        time.sleep(interval)
+        publish(programs[(n + 1) % 2], folder)
+
+
+def reloads(folder: Path, seconds: float, core: int, count: int = 100) -> tuple[Any, bool]:
+    """New versions of one model, and a neighbour: with them published elsewhere at first, for that
+    takes its time of this machine too."""
     programs = [folder / f"{n}.msgpack" for n in range(2)]
     for n, path in enumerate(programs):
         small(path, float(n))
     for name in ("changing", "neighbour"):
-        publish(programs[0], folder / "models" / name)
+        publishing(programs[::-1], folder / "models" / name, 0.0, 1)
     process = start(str(folder / "models"))
-    interval = seconds / count
-
-    def publishing() -> None:
-        for n in range(count):
-            time.sleep(interval)
-            publish(programs[(n + 1) % 2], folder / "models" / "changing")
 
     async def both() -> list[Any]:
         right = answer("/models/neighbour/predict")
@@ -154,16 +164,19 @@ def reloads(folder: Path, seconds: float, core: int, count: int = 100) -> tuple[
             load("/models/neighbour/predict", 300, seconds, 16, right),
         )
 
+    def phase(target: Path) -> list[Any]:
+        args = (programs, target / "changing", seconds / count, count)
+        publisher = multiprocessing.get_context("spawn").Process(target=publishing, args=args)
+        with on_core(core):
+            publisher.start()
+            found = asyncio.run(both())
+            publisher.join()
+        return found
+
     try:
-        with on_core(core):
-            asyncio.run(both())
-            quiet = asyncio.run(both())
+        quiet = phase(folder / "elsewhere")
         before = memory(process.pid)
-        thread = threading.Thread(target=publishing)
-        thread.start()
-        with on_core(core):
-            busy = asyncio.run(both())
-        thread.join()
+        busy = phase(folder / "models")
         time.sleep(2)
         after = memory(process.pid)
         with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/models") as response:

@@ -89,7 +89,9 @@ class Server:
                 return min(seconds, self.settings.timeout)
             raise ValueError
         except ValueError:
-            raise ServeError("bad_request", "Timeout-Ms: expected a number from 0 on", got=given[:50]) from None
+            raise ServeError(
+                "bad_request", "Timeout-Ms: expected a number from 0 on", got=given[:50]
+            ) from None
 
 
 def _left(request: Request) -> Callable[[], Awaitable[None]]:
@@ -199,6 +201,8 @@ async def requested(server: Server, request: Request) -> Version:
     given = request.path_params
     version = await server.catalog.loaded(given.get("name"), given.get("number"))
     request.scope["state"]["model"] = version.name
+    assert version.batcher is not None
+    version.batcher.check_open(asyncio.get_running_loop().time() + server.timeout(request))
     return version
 
 

@@ -124,7 +124,7 @@ class Batcher:
         all else that it raises; and Disconnected where the client has left.
         """
         loop = asyncio.get_running_loop()
-        self._check_room(request, loop.time())
+        self.check_open(request.deadline, request.rows, request.nbytes)
         request.answer = loop.create_future()
         self._queue[request] = None
         self._bytes += request.nbytes
@@ -146,28 +146,23 @@ class Batcher:
 
     # --- the queue ---------------------------------------------------------------------------
 
-    def _check_room(self, request: Request, now: float) -> None:
-        if now >= request.deadline:
+    def check_open(self, deadline: float, rows: int = 0, nbytes: int = 0) -> None:
+        """Raise ServeError if there is no room for a request, or no time. Asked before anything is
+        done for it, too: what is refused must not take the time of what is not."""
+        now = asyncio.get_running_loop().time()
+        if now >= deadline:
             raise _late()
         if not self._queue and not self._busy:
             return  # whatever it will take: it is next, and its run says how long such ones take
+        size = self._bytes + nbytes
+        full = len(self._queue) >= self._max_queue or (self._queue and size > self._max_queue_bytes)
         wait = self.wait_seconds()
-        after = max(1, math.ceil(wait))
-        headers = {"Retry-After": str(after)}
-        size = self._bytes + request.nbytes
-        if len(self._queue) >= self._max_queue or (self._queue and size > self._max_queue_bytes):
-            raise ServeError(
-                "overloaded",
-                f"{len(self._queue)} requests wait for this model; come back in {after} s",
-                headers=headers,
-            )
-        wait += self._turn_seconds(request.rows)
-        if now + wait > request.deadline:
-            raise ServeError(
-                "overloaded",
-                f"an answer takes {wait:.2f} s now, longer than the deadline allows; come back in "
-                f"{after} s",
-                headers=headers,
+        takes = wait + self._turn_seconds(rows)
+        if full:
+            raise _overloaded(f"{len(self._queue)} requests wait for this model", wait)
+        if now + takes > deadline:
+            raise _overloaded(
+                f"an answer takes {takes:.2f} s now, and the deadline is before", wait
             )
 
     def _must_wait(self, request: Request) -> None:
@@ -190,6 +185,7 @@ class Batcher:
 
     def _leave(self, request: Request) -> None:
         """The request has its answer, or nobody waits for one."""
+        request.inputs = []  # an error's traceback may hold the request
         if request.timer is not None:
             request.timer.cancel()
         if request.watcher is not None:
@@ -257,6 +253,8 @@ class Batcher:
         answers, seconds, work = done.result()
         waited = asyncio.get_running_loop().time() - start - work
         self._delay += RECENT * (max(waited, 0.0) - self._delay)
+        if self._queue:
+            self._turn()  # first, for the thread is idle
         self._finish(batch, answers, seconds, work)
 
     def _stopped(self, batch: list[Request]) -> None:
@@ -322,6 +320,8 @@ class Batcher:
                 self._fail(request, _refusal(answer))
             elif not request.answer.done():  # else it is too late, or nobody is there
                 request.answer.set_result(answer)
+        if self._busy or self._scheduled:
+            return
         if self._queue:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._turn)
@@ -343,6 +343,12 @@ class Batcher:
         """Seconds from a batch's turn to its answers."""
         seconds = self._estimate(rows)
         return seconds if self._inline and seconds < INLINE else seconds + self._delay
+
+
+def _overloaded(reason: str, wait: float) -> ServeError:
+    after = max(1, math.ceil(wait))
+    headers = {"Retry-After": f"{after}"}
+    return ServeError("overloaded", f"{reason}; come back in {after} s", headers=headers)
 
 
 def _late() -> ServeError:

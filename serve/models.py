@@ -17,6 +17,8 @@ import contextlib
 import functools
 import logging
 import os
+import sys
+import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -109,7 +111,7 @@ class Catalog:
         self._unloaded: set[str] = set()  # names, by hand
         self._was_ready = False
         self._compute: Executor = ThreadPoolExecutor(1, "compute")
-        self._loader: Executor = ThreadPoolExecutor(1, "loader")
+        self._loader: Executor = ThreadPoolExecutor(1, "loader", _step_back)
         self._batchers: weakref.WeakSet[Batcher] = weakref.WeakSet()
         self._starting: asyncio.Task[None] | None = None
         self._watcher: asyncio.Task[None] | None = None
@@ -415,6 +417,12 @@ async def _changes(paths: set[Path], recursive: bool) -> AsyncIterator[object]:
         yield_on_timeout=True,
     ):
         yield changes
+
+
+def _step_back() -> None:
+    """Let this thread take what the others leave of a core, where threads have priorities."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def _stamp(entry: Entry) -> Any:

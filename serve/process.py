@@ -107,6 +107,7 @@ class Process(Uvicorn):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the models, listen, and say so."""
         await super().startup(sockets)
+        sys.setswitchinterval(0.0005)  # the compute thread waits less for a busy event loop
         gc.freeze()  # what is there now stays; later collections need not look at it
         if self.worker is None or self.worker.first:
             host = address(self.listener, bool(self.settings.tls_cert))

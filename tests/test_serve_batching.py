@@ -164,6 +164,8 @@ def test_full_means_come_back(model: Model, executor: ThreadPoolExecutor) -> Non
         with pytest.raises(ServeError, match="4 requests wait") as caught:
             await batcher.submit(request(9, seconds=60))
         assert caught.value.status == 429
+        with pytest.raises(ServeError, match="4 requests wait"):
+            batcher.check_open(asyncio.get_running_loop().time() + 60)
         # one run of 2 s is under way, and two batches of 2 s wait
         assert 5.5 < batcher.wait_seconds() <= 6
         assert caught.value.headers == {"Retry-After": "6"}
