@@ -190,14 +190,14 @@ def _check(server: Server, process: Any, row: np.ndarray, expected: np.ndarray, 
         raise Failed(f"wrong answer: {content[:200]!r}")
 
 
-def memory(pid: int) -> float:
+def memory(pid: int, kind: str = "Pss:") -> float:
     """MiB of a process and its children: private memory, and its share of what is shared."""
     total, pids = 0, [pid]
     while pids:
         pid = pids.pop()
         with contextlib.suppress(OSError):
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                total += int(line.split()[1]) if line.startswith("Pss:") else 0
+                total += int(line.split()[1]) if line.startswith(kind) else 0
             children = Path(f"/proc/{pid}/task").glob("*/children")
             pids += [int(n) for path in children for n in path.read_text().split()]
     return total / 1024

@@ -43,6 +43,7 @@ from .serving import (
 )
 
 ROW = np.round(np.random.default_rng(1).random((1, 784), dtype=np.float32), 4)
+OWN = "Pss_Anon:"  # a library's memory is shared with whoever else runs now
 WIDE, DEPTH = 2048, 16  # of a network slow enough to be overloaded by one process
 
 
@@ -119,8 +120,9 @@ def overload(folder: Path, seconds: float, core: int) -> tuple[dict[str, Any], b
         server = Server("", "", "", raw="/predict")
         closed(server, ROW, RAW, 64, 2, core)
         peak = closed(server, ROW, RAW, 64, 8, core)["rate"]
-        before = memory(process.pid)
         with on_core(core):
+            asyncio.run(load("/predict", 5 * peak, 3, 1500, right))  # sizes of batches seen once
+            before = memory(process.pid, OWN)
             found = asyncio.run(load("/predict", 5 * peak, seconds, 1500, right))
         began, waits = time.perf_counter(), []
         while not waits or waits[-1] > 0.1:
@@ -129,7 +131,7 @@ def overload(folder: Path, seconds: float, core: int) -> tuple[dict[str, Any], b
                 raise RuntimeError("wrong answer")
             waits.append(time.perf_counter() - at)
         recovery = time.perf_counter() - began
-        after = memory(process.pid)
+        after = memory(process.pid, OWN)
     finally:
         code = stop(process)
     good = found["answered"] >= 0.9 * peak and set(found["codes"]) <= {"200", "429", "504"}
@@ -175,10 +177,10 @@ def reloads(folder: Path, seconds: float, core: int, count: int = 100) -> tuple[
 
     try:
         quiet = phase(folder / "elsewhere")
-        before = memory(process.pid)
+        before = memory(process.pid, OWN)
         busy = phase(folder / "models")
         time.sleep(2)
-        after = memory(process.pid)
+        after = memory(process.pid, OWN)
         with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/models") as response:
             listed = json.load(response)["models"][0]["versions"]
     finally:
@@ -221,7 +223,7 @@ def flat(folder: Path, seconds: float, core: int) -> tuple[Any, bool]:
     try:
         while total < 1e6 and len(sizes) < seconds / 10:
             total += 10 * closed(server, ROW, RAW, 64, 10, core)["rate"]
-            sizes.append(memory(process.pid))
+            sizes.append(memory(process.pid, OWN))
     finally:
         code = stop(process)
     facts = {"requests": total, "MiB": sizes}

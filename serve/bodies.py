@@ -341,7 +341,7 @@ def _no_number(name: str, at: tuple[Any, ...], x: Any) -> ServeError:
     if x is None:
         hint = f"; where it stands for NaN, send Content-Type: {JSON}; nan=null"
         return ServeError("bad_input", f"input {name}: null at {place}{hint}", got=place)
-    kind = {str: "a string", bytes: "bytes", dict: "an object", list: "a list"}
+    kind: dict[Any, str] = {str: "a string", bytes: "bytes", dict: "an object", list: "a list"}
     what = kind.get(type(x), type(x).__name__)
     return ServeError(
         "bad_input", f"input {name}: expected a number at {place}, got {what}", got=place

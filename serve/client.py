@@ -81,10 +81,13 @@ class _Both:
 
     def _wait(self, attempt: int, result: Result, left: float) -> float | None:
         """Seconds until the next attempt; None if there shall be none."""
-        answered = isinstance(result, httpx.Response)
-        if attempt >= self.retries or (answered and result.status_code not in AGAIN):
+        told = ""
+        if isinstance(result, httpx.Response):
+            if result.status_code not in AGAIN:
+                return None
+            told = result.headers.get("retry-after", "")
+        if attempt >= self.retries:
             return None
-        told = result.headers.get("retry-after", "") if answered else ""
         # those who were refused together shall not come back together
         wait = float(told) if told.isdecimal() else 0.05 * 2**attempt
         wait += random.uniform(0, 0.1 * wait)
