@@ -234,7 +234,9 @@ def closed(
         command = ["taskset", "-c", str(core), "wrk", "-t1", f"-c{connections}", "-s", str(script)]
         command += ["--timeout", "30s", f"-d{seconds:.0f}s", f"http://127.0.0.1:{PORT}{path}"]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    result: dict[str, float] = json.loads(output.partition("RESULT ")[2])
+    if "RESULT" not in output:
+        raise Failed(f"wrk: {output[-300:]}")
+    result: dict[str, float] = json.loads(output.partition("RESULT ")[2].replace("nan", "0"))
     return result
 
 

@@ -399,24 +399,19 @@ class Catalog:
 
 
 async def _changes(paths: set[Path], recursive: bool) -> AsyncIterator[object]:
-    """Something, at once and whenever a path may have changed."""
+    """Something, whenever a path may have changed."""
     try:
         from watchfiles import awatch
     except ImportError:
         while True:
             yield None
             await asyncio.sleep(LOOK_SECONDS)
-    yield None  # what came since the last look
-    wait = int(MISSED_SECONDS * 1e3)
-    async for changes in awatch(
-        *paths,
-        recursive=recursive,
-        step=100,
-        debounce=500,
-        rust_timeout=wait,
-        yield_on_timeout=True,
-    ):
-        yield changes
+    due = time.monotonic() + LOOK_SECONDS  # what came before the watch began, it does not tell
+    times: Any = {"step": 100, "debounce": 500, "rust_timeout": int(LOOK_SECONDS * 1e3)}
+    async for changes in awatch(*paths, recursive=recursive, yield_on_timeout=True, **times):
+        if changes or time.monotonic() >= due:
+            due = time.monotonic() + MISSED_SECONDS
+            yield changes
 
 
 def _step_back() -> None:

@@ -23,6 +23,10 @@ from tinygrad_ish.serve.app import create_app
 from tinygrad_ish.serve.settings import Settings
 
 schemathesis: Any = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+# What it imports late: deep in its calls CPython 3.11 can fail to compile (SystemError, AST depth).
+pytest.importorskip(
+    "schemathesis.specs.openapi.stateful.dependencies", reason="schemathesis is another version"
+)
 
 CHECKS = ["status_code_conformance", "content_type_conformance", "response_schema_conformance",
           "response_headers_conformance"]  # fmt: skip
