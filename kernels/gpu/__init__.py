@@ -1,11 +1,27 @@
-"""The GPU backend: the reference over CuPy arrays. A kernel written for CUDA would stand here
-under the reference's name and take its place."""
+"""The GPU backend: CUDA kernels (``cu/*.cu``) under the reference's names; the reference over CuPy
+arrays for the rest.
+
+A flat module, filled as it is used: the file that holds a kernel is imported when the kernel is
+first asked for. A file here is the Python side of the ``.cu`` file of its name.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+from typing import Any
 
 INSTALL = "pip install 'tinygrad_ish[gpu]'"
+
+KERNELS: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in KERNELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{KERNELS[name]}"), name)
+    globals()[name] = found
+    return found
 
 
 def why_missing() -> str | None:

@@ -1,0 +1,78 @@
+"""Every CUDA file compiles for every architecture and dtype, without spilling registers."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tinygrad_ish.kernels.gpu import _nvrtc
+
+pytestmark = pytest.mark.skipif(_nvrtc.why_missing() is not None, reason=str(_nvrtc.why_missing()))
+
+FILES = sorted(f[:-3] for f in os.listdir(_nvrtc.FOLDER) if f.endswith(".cu"))
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+ARCHS = ("sm_80", "sm_90")
+# For files with a dtype or an architecture of their own.
+ONLY_DTYPES: dict[str, tuple[str, ...]] = {}
+ONLY_ARCHS: dict[str, tuple[str, ...]] = {}
+# The registers that a thread may take: 64 let 1,024 threads run on a multiprocessor.
+MOST_REGISTERS = 64
+MORE_REGISTERS: dict[str, int] = {}
+
+
+def resources(log: str) -> list[tuple[str, int, int]]:
+    """(kernel, registers, bytes spilled) from what ``-Xptxas -v`` prints."""
+    pattern = (
+        r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes spill loads"
+        r".*?Used (\d+) registers"
+    )
+    found = re.findall(pattern, log, re.DOTALL)
+    return [(name, int(used), int(stores) + int(loads)) for name, stores, loads, used in found]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_compiles_without_spills(file: str) -> None:
+    kernels = set(
+        re.findall(
+            r"^KERNEL(?: __launch_bounds__\([^)]*\))? (\w+)\(", _nvrtc.source(file), re.MULTILINE
+        )
+    )
+    assert kernels
+    for arch in ONLY_ARCHS.get(file, ARCHS):
+        for dtype in ONLY_DTYPES.get(file, DTYPES):
+            _, log = _nvrtc.compile_cubin(
+                _nvrtc.source(file), file, arch, (f"-DT={dtype}", "-Xptxas", "-v")
+            )
+            assert "warning" not in log.lower(), log
+            used = resources(log)
+            assert {name for name, _, _ in used} == kernels
+            for name, registers, spilled in used:
+                what = (
+                    f"{name} for {dtype} on {arch}: {registers} registers, {spilled} bytes spilled"
+                )
+                assert spilled == 0, what
+                assert registers <= MORE_REGISTERS.get(name, MOST_REGISTERS), what
+
+
+def test_errors_come_with_their_lines() -> None:
+    with pytest.raises(_nvrtc.CompileError, match=r"wrong\.cu\(2\): error"):
+        _nvrtc.compile_cubin("// a comment\nint f() { return undefined; }", "wrong", "sm_90")
+
+
+HUNGRY = """
+extern "C" __global__ void __launch_bounds__(1024, 2) hungry(const double* x, double* y) {
+    double v[64];
+    for (int i = 0; i < 64; i++) v[i] = x[i * threadIdx.x];
+    for (int k = 0; k < 64; k++)
+        for (int i = 0; i < 64; i++) v[i] = v[i] * v[63 - i] + v[k];
+    for (int i = 0; i < 64; i++) y[i * threadIdx.x] = v[i];
+}
+"""
+
+
+def test_a_spill_would_be_seen() -> None:
+    _, log = _nvrtc.compile_cubin(HUNGRY, "hungry", "sm_90", ("-Xptxas", "-v"))
+    [(name, _, spilled)] = resources(log)
+    assert name == "hungry" and spilled > 0
