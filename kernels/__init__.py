@@ -116,15 +116,20 @@ class Backend:
             self.__dict__.update(kernels)
 
     def lower(
-        self, instructions: list[Any], exposed: list[Array], unchanging: list[Array]
+        self,
+        instructions: list[Any],
+        exposed: list[Array],
+        unchanging: list[Array],
+        direct: Callable[[Any], Any],
     ) -> list[Any]:
         """The instructions of a program, with runs of them as plans where the backend makes such:
         things with ``run()``, ``binder`` and ``pieces``. The ``exposed`` arrays are read later. Of
         the ``unchanging`` a plan may read a copy in another layout: its ``packed`` lists each such
-        array with a function that copies it again."""
+        array with a function that copies it again. ``direct`` gives an instruction as a call that
+        Python performs."""
         module: Any = importlib.import_module(self._overrides) if self._overrides else None
         return (
-            module.lower(instructions, exposed, unchanging)
+            module.lower(instructions, exposed, unchanging, direct)
             if hasattr(module, "lower")
             else instructions
         )

@@ -6,8 +6,8 @@ namespace of its arguments, so the same lines serve NumPy and CuPy. The rules of
 - ``out=None`` allocates. A given ``out`` is fully overwritten and returned. It may be exactly one
   of the inputs in the elementwise kernels; any other overlap is refused.
 - A kernel never changes an input. The exceptions: the ``*_step`` kernels (and ``count_step``)
-  update parameters and optimizer state in place and return nothing; ``draw`` advances the count
-  in the state that it is given.
+  update parameters and optimizer state in place and return nothing; ``draw``, ``next_rows`` and
+  ``push`` advance the count in the state that they are given.
 - Floating results keep the floating dtype, comparisons give bool, indices are int64. The caller
   has promoted the dtypes: the arrays of one call have one dtype, beside labels and indices.
 - Plain numbers are constants. What changes between calls (learning rate, step, the count of random
@@ -45,6 +45,8 @@ __all__ = [
     # movement
     "reshape", "permute", "expand", "getitem", "getitem_backward", "cat",
     "index_select", "index_select_backward", "gather", "gather_backward",
+    # data on the device
+    "next_rows", "take_scaled", "push",
     # linear algebra
     "matmul", "linear", "linear_backward",
     # normalization
@@ -58,6 +60,8 @@ __all__ = [
 # What a kernel changes among its arguments.
 UPDATES = {
     "draw": ("state",),
+    "next_rows": ("state",),
+    "push": ("ring", "state"),
     "count_step": ("state",),
     "sgd_step": ("p", "buf"),
     "adam_step": ("p", "m", "v"),
@@ -656,6 +660,42 @@ def _check_index(name: str, index: Array, n: int) -> None:
     bad = (index < -n) | (index >= n)
     if bad.any():
         raise ValueError(f"{name}: index {index[bad][0]} is outside an axis of {n} elements")
+
+
+# --- data on the device ----------------------------------------------------------------------
+# A recorded step can take its own batches and note its own losses: where it stands is an array.
+
+
+def next_rows(order: Array, state: Array, n: int, out: Array | None = None) -> Array:
+    """The next n numbers of ``order``, which begins anew at its end; state, int64 [place], then
+    advances by n. order (M,) int64, M ≥ 1 → (n,) int64."""
+    places = (state[0] + namespace(order).arange(n)) % order.size
+    rows = _give(order[places], out, order, state)
+    state[0] += n
+    return rows
+
+
+@_quiet
+def take_scaled(
+    x: Array, rows: Array, scale: float, shift: float, dtype: Any, out: Array | None = None
+) -> Array:
+    """x[rows] · scale + shift, as the floating ``dtype``: of uint8 images a batch of inputs.
+
+    x (M, …), rows (n,) int64 → (n, …). A row outside -M..M-1 raises on the CPU, gives NaN on a GPU.
+    """
+    xp, kind = namespace(x), np.dtype(dtype).type
+    if xp is np:
+        _check_index("take_scaled", rows, len(x))
+    return _give(x[rows].astype(dtype) * kind(scale) + kind(shift), out, x, rows)
+
+
+def push(ring: Array, state: Array, value: Array) -> None:
+    """ring[count mod M] = value, where count is state, int64 [count], which then advances by one.
+    ring (M,), M ≥ 1, value () of its dtype."""
+    xp = namespace(ring)
+    place = xp.arange(ring.size) == state[0] % ring.size
+    ring[...] = xp.where(place, value, ring)
+    state[0] += 1
 
 
 # --- linear algebra --------------------------------------------------------------------------

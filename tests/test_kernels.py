@@ -22,7 +22,7 @@ Rng = np.random.Generator
 FLOATS = ("float32", "float64")
 ELEMENTWISE = set(reference.__all__[: reference.__all__.index("sum")])
 VIEWS = {"reshape", "permute", "expand", "getitem"}
-IN_PLACE = {"count_step", "sgd_step", "adam_step", "draw"}
+IN_PLACE = {"count_step", "sgd_step", "adam_step", "draw", "next_rows", "push"}
 TOLERANCE = {"float16": 1e-2, "float32": 2e-5, "float64": 1e-12}
 
 
@@ -198,6 +198,10 @@ CASES: dict[str, list[Case]] = {
         (normal((3, 5)), 0.5), (normal((2, 3, 4)), 0.1), (normal(()), 0.5), (normal((0, 3)), 0.5), (normal((1031,)), 0.9),
         (normal((4, 4)), 1.0), (normal((4, 4)), 0.0), (normal((4, 4)), 1 - 2.0**-40), (fixed(EXTREMES), 0.5)]]
         + [case(then(lambda r, d: (*normal((9, 9))(r, d), TICKET), 0.3), ("float16",))],
+    "next_rows": [case(then(lambda r, d, m=m, at=at: (r.permutation(m), np.array([at])), n), ("int64",)) for m, at, n in [(10, 0, 4), (10, 8, 4), (3, 2**40, 7), (1, 0, 1), (5, 3, 0), (1000, 990, 64)]],
+    "take_scaled": [case(then(lambda r, d, s=s, n=n: (r.integers(0, 256, s).astype("uint8"), r.integers(-s[0], s[0], n), ), 1 / 255, -0.5, np.dtype(t)), ("uint8",)) for t in FLOATS for s, n in [((7, 28, 28), 5), ((3, 5), 64), ((4,), 3), ((3, 0), 2), ((3, 4), 0)]]
+        + [case(then(lambda r, d: (r.normal(size=(6, 5)).astype(d), r.integers(0, 6, 6)), 2.0, 1.0, np.dtype("float32")))],
+    "push": [case(lambda r, d, m=m, at=at: (*normal((m,))(r, d), np.array([at]), *normal(())(r, d))) for m, at in [(4, 0), (4, 3), (4, 9), (1, 2**40)]],
     "sum": [*AXES, *WITH_EMPTY, case(then(integers((3, 4), low=0), 1), INTS), case(then(normal((3, 2)), ()), FLOATS)],
     "sum_to": [case(then(normal((4, 3, 5)), (3, 1))), case(then(normal((3, 5)), ())), case(then(normal((0, 5)), (1, 5))), case(then(normal((2, 3)), (2, 3)))],
     "mean": [*AXES, *WITH_EMPTY, case(normal((2, 70_000)), ("float16",)), case(then(normal((4, 5)), 1), correction=1), case(then(normal((4, 1)), 1), correction=1)],
@@ -283,7 +287,7 @@ def run(name: str, backend: Backend, args: Any, kwargs: Any) -> list[Any]:
     """The results as NumPy arrays; of a kernel that works in place, its arguments afterwards."""
     returned = getattr(backend, name)(*args, **kwargs)
     if name in IN_PLACE:
-        assert (returned is None) == (name != "draw")
+        assert (returned is None) == (name not in ("draw", "next_rows"))
         return [backend.to_numpy(a) for a in arrays_in([returned, *args])]
     return [None if r is None else backend.to_numpy(r) for r in results_of(returned)]
 

@@ -685,8 +685,8 @@ class Replay:
         binders = [plan.binder(x, written) for plan in plans]
 
         def bind(array: Array) -> None:
-            flags = array.flags
-            if not (flags.c_contiguous and flags.aligned):
+            flags = array.flags  # CuPy's have no "aligned": its memory always is
+            if not (flags.c_contiguous and getattr(flags, "aligned", True)):
                 array = self._backend.copy(array, out=x)
             for place in binders:
                 place(array)
@@ -764,8 +764,9 @@ class Direct:
 
 def lower(backend: Backend, draft: Draft, unchanging: list[Array]) -> list[Any]:
     """The steps as things that run: plans of the backend where it makes them."""
-    steps = backend.lower(draft.steps, draft.exposed, unchanging)
-    return [Direct(backend, s) if isinstance(s, Instruction) else s for s in steps]
+    direct = functools.partial(Direct, backend)
+    steps = backend.lower(draft.steps, draft.exposed, unchanging, direct)
+    return [direct(s) if isinstance(s, Instruction) else s for s in steps]
 
 
 def _pieces(step: Any) -> list[tuple[str, Callable[[], object]]]:

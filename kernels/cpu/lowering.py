@@ -67,7 +67,12 @@ CALLS: dict[str, Callable[..., list[Call] | None]] = {
 }
 
 
-def lower(steps: list[Any], exposed: list[np.ndarray], unchanging: list[np.ndarray]) -> list[Any]:
+def lower(
+    steps: list[Any],
+    exposed: list[np.ndarray],
+    unchanging: list[np.ndarray],
+    direct: Callable[[Any], Any],
+) -> list[Any]:
     """The steps (those with a ``kernel`` are instructions) with neighbours as plans; ``exposed``
     are the arrays that are read after them, ``unchanging`` those that others seldom write."""
     layers = {

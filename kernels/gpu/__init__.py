@@ -13,13 +13,18 @@ from typing import Any
 
 INSTALL = "pip install 'tinygrad_ish[gpu]'"
 
-KERNELS: dict[str, str] = {}
+KERNELS: dict[str, str] = {
+    "next_rows": "feeding",
+    "take_scaled": "feeding",
+    "push": "feeding",
+}
+_HOME = {**KERNELS, "lower": "lowering"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in KERNELS:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"{__name__}.{KERNELS[name]}"), name)
+    found = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = found
     return found
 

@@ -69,6 +69,7 @@ inline __device__ void put_pack(T* p, const Pack& x) { *reinterpret_cast<Pack*>(
 inline __device__ bool packable(const void* p) { return reinterpret_cast<uint64>(p) % 16 == 0; }
 
 #define INF __int_as_float(0x7f800000)
+#define NOT_A_NUMBER __int_as_float(0x7fffffff)
 
 struct Plus {
     template <class V> __device__ V operator()(V a, V b) const { return a + b; }
