@@ -34,11 +34,10 @@ async def ask(url: str, images: np.ndarray, at_once: int) -> np.ndarray:
 
 def main() -> None:
     """The command."""
-    """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--count", type=int, default=1000, help="images to ask about")
-    parser.add_argument("--at-once", type=int, default=32, help="requests under way")
+    parser.add_argument("--at-once", type=int, default=8, help="requests under way")
     args = parser.parse_args()
     test = datasets.MNIST(BUNDLED, train=False)
     images, labels = test.data.numpy()[: args.count], test.targets.numpy()[: args.count]

@@ -1,7 +1,7 @@
 """A server around programs: ``create_app`` is a Starlette application, ``Client`` talks to it.
 
 app.py        the application and its routes
-bodies.py     what a request's body says, and how an answer is written
+bodies.py     what a request's body says, and how an answer is written; large.py if it is large
 batching.py   requests grouped, run in turn, answered as rows
 models.py     models and their versions: loaded, replaced, unloaded
 errors.py     the one shape of an error
@@ -10,7 +10,8 @@ auth.py       keys, scopes, other origins
 logs.py       lines of text or JSON, ids of requests
 metrics.py    counts, for Prometheus and the page
 openapi.py    the description of all routes
-main.py       the command; process.py one process, workers.py several, connections.py their limits
+main.py       the command; process.py one process, workers.py several, together.py what they share,
+              connections.py the limits of connections
 client.py     Client and AsyncClient
 """
 

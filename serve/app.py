@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.applications import Starlette
@@ -31,6 +31,9 @@ from .errors import Disconnected, ServeError
 from .metrics import LEFT, Metrics
 from .models import Catalog, Version
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .together import Together
 
 __all__ = ["Endpoint", "Server", "create_app", "json_response", "requested"]
 
@@ -48,6 +51,7 @@ class Server:
         self.metrics = metrics
         self.leaving = False  # asked to stop: not ready, and still at work
         self.draining = False  # takes no new work
+        self.together: Together | None = None  # with other workers
         self.keys = auth.Keys(settings.keys) if settings.keys else None
         self.access = logs.AccessLog() if settings.access_log else None
         self._ids = itertools.count()
@@ -163,12 +167,7 @@ def error_response(error: ServeError, ident: str | None = None) -> Response:
     """An error as an answer."""
     if error.__cause__ is not None:
         log.error("%s", error, exc_info=error.__cause__, extra={"request_id": ident})
-    return Response(
-        orjson.dumps(error.body(ident), default=str),
-        error.status,
-        error.headers,
-        "application/json",
-    )
+    return Response(error.json(ident), error.status, error.headers, "application/json")
 
 
 def json_response(content: Any, status: int = 200) -> Response:
@@ -299,10 +298,16 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         await server.catalog.start()
+        following = None
+        if server.together is not None:
+            await server.together.follow()  # before it serves
+            following = asyncio.get_running_loop().create_task(server.together.run())
         try:
             yield
         finally:
             server.leaving = server.draining = True
+            if following is not None:
+                following.cancel()
             await server.catalog.close()
 
     app = Starlette(

@@ -50,7 +50,6 @@ class Request:
         self.nbytes = sum([x.nbytes for x in inputs])
         self.deadline = deadline
         self.disconnected = disconnected  # returns when the client has left
-        self.started = 0.0  # when it was run, a time of the event loop
         self.started = 0.0  # when its batch was taken from the queue
         self.answer: asyncio.Future[tuple[np.ndarray, ...]]
         self.timer: asyncio.TimerHandle | None = None

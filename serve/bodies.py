@@ -14,9 +14,9 @@ import math
 import struct
 import types
 import zlib
-from collections.abc import Awaitable, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -28,10 +28,11 @@ from tinygrad_ish.deploy.inputs import InputError, decode
 from tinygrad_ish.deploy.runtime import ExportedProgram, Signature
 
 from .errors import Disconnected, ServeError
+from .large import LARGE, loads
 from .settings import Settings
 
 __all__ = ["accepted", "check_finite", "encode", "inputs_from", "inputs_of", "listable", "nulls",
-           "outputs_by_name", "read_body", "take", "unpack", "values"]  # fmt: skip
+           "outputs_by_name", "parsed", "read_body", "take", "unpack", "values"]  # fmt: skip
 
 JSON, MSGPACK, RAW = "application/json", "application/msgpack", "application/octet-stream"
 FORMATS = [JSON, MSGPACK, RAW]  # of answers
@@ -40,7 +41,9 @@ LOOKED_AT = 2**20  # items, or bytes, that are
 STRUCT = "efdbBhHiIlLqQ"  # dtypes whose letter is that of struct too
 DTYPES = ["float16", "float32", "float64", "bool", "int8", "uint8", "int16", "uint16", "int32",
           "uint32", "int64", "uint64"]  # fmt: skip
+PACKED = 4 * 2**10  # bytes of a compressed body that are unpacked quickly, whatever is in them
 _decoder = ThreadPoolExecutor(1, "decoder")
+T = TypeVar("T")
 
 
 # --- reading -----------------------------------------------------------------------------------
@@ -74,7 +77,11 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     if len(body) > settings.max_body:
         raise _too_large(settings.max_body, f"{len(body)} so far")
     encoding = header(request, b"content-encoding", "identity").strip().lower()
-    return body if encoding == "identity" else _unpacked(body, encoding, settings.max_body)
+    if encoding == "identity":
+        return body
+    if len(body) <= PACKED:
+        return _unpacked(body, encoding, settings.max_body)
+    return await aside(settings.timeout, _unpacked, body, encoding, settings.max_body)
 
 
 async def _received(request: Request, deadline: float) -> Mapping[str, Any]:
@@ -158,14 +165,30 @@ async def inputs_from(server: Any, request: Request, program: ExportedProgram) -
     settings = server.settings
     body = await read_body(request, settings)
     content_type = header(request, b"content-type")
-    if not content_type.startswith(("image/", "text/")):
-        return inputs_of(program, body, content_type, settings)
-    # Pillow and csv take their time; others go on meanwhile
-    work = asyncio.get_running_loop().run_in_executor(
-        _decoder, inputs_of, program, body, content_type, settings
-    )
+    return await parsed(server, request, body, inputs_of, program, body, content_type, settings)
+
+
+async def parsed(
+    server: Any,
+    request: Request,
+    body: bytes,
+    work: Callable[..., T],
+    *args: Any,
+    slow: bool = False,
+) -> T:
+    """What ``work(*args)`` reads out of a request's body: here if that is quick, else ``aside``."""
+    slow = slow or len(body) >= LARGE
+    if not slow and not header(request, b"content-type").startswith(("image/", "text/")):
+        return work(*args)
+    return await aside(server.timeout(request), work, *args)
+
+
+async def aside(seconds: float, work: Callable[..., T], *args: Any) -> T:
+    """What a body says, by work that takes its time (large JSON, Pillow, csv), in a thread; others
+    go on meanwhile. Raises ServeError after so many seconds, and what the work raises."""
+    task = asyncio.get_running_loop().run_in_executor(_decoder, work, *args)
     try:
-        return await asyncio.wait_for(work, server.timeout(request))
+        return await asyncio.wait_for(task, seconds)
     except asyncio.TimeoutError:
         raise ServeError("deadline", "the body was not decoded within the deadline") from None
 
@@ -203,7 +226,7 @@ def unpack(body: bytes, kind: str = JSON) -> Any:
     """What a JSON or msgpack body holds. Raises ServeError."""
     try:
         if kind == JSON:
-            return orjson.loads(body)
+            return loads(body) if len(body) >= LARGE else orjson.loads(body)
         return msgpack.unpackb(body, strict_map_key=True)
     except (ValueError, msgpack.UnpackException, RecursionError) as error:
         name = "JSON" if kind == JSON else "msgpack"
@@ -228,7 +251,7 @@ def _not_finite(body: bytes) -> str:
 
 def _leaves(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """What lists and objects hold, with the place of each."""
-    if not value or len(at) >= DEPTH or not isinstance(value, (dict, list)):
+    if not isinstance(value, (dict, list)) or not value or len(at) >= DEPTH:
         yield at, value
         return
     for key, item in value.items() if isinstance(value, dict) else enumerate(value):
@@ -341,7 +364,13 @@ def _no_number(name: str, at: tuple[Any, ...], x: Any) -> ServeError:
     if x is None:
         hint = f"; where it stands for NaN, send Content-Type: {JSON}; nan=null"
         return ServeError("bad_input", f"input {name}: null at {place}{hint}", got=place)
-    kind: dict[Any, str] = {str: "a string", bytes: "bytes", dict: "an object", list: "a list"}
+    kind: dict[Any, str] = {
+        str: "a string",
+        bytes: "bytes",
+        dict: "an object",
+        list: "a list",
+        np.ndarray: "a list",
+    }
     what = kind.get(type(x), type(x).__name__)
     return ServeError(
         "bad_input", f"input {name}: expected a number at {place}, got {what}", got=place
@@ -351,7 +380,7 @@ def _no_number(name: str, at: tuple[Any, ...], x: Any) -> ServeError:
 def _tensor(value: dict[Any, Any], name: str) -> np.ndarray:
     """{"dtype", "shape", "data": bytes} of msgpack."""
     dtype, shape, data = (value.get(key) for key in ("dtype", "shape", "data"))
-    good = dtype in DTYPES and isinstance(data, bytes) and isinstance(shape, list)
+    good = isinstance(data, bytes) and isinstance(shape, list) and dtype in DTYPES
     if not good or not all(type(n) is int and 0 <= n < 2**31 for n in shape or ()):
         raise ServeError(
             "bad_input", f"input {name}: expected dtype, shape and data (bytes)",

@@ -10,8 +10,6 @@ import asyncio
 import time
 from typing import Any
 
-import orjson
-
 from .errors import ServeError
 from .settings import Settings
 
@@ -59,7 +57,7 @@ def protocol(settings: Settings) -> type[asyncio.Protocol]:
 
         def refuse(self, error: ServeError) -> None:
             """Answer and close, whatever comes."""
-            body = orjson.dumps(error.body())
+            body = error.json()
             self.transport.write(
                 b"HTTP/1.1 %d \r\nconnection: close\r\ncontent-type: application/json\r\n"
                 b"content-length: %d\r\n\r\n%b" % (error.status, len(body), body)

@@ -9,7 +9,10 @@ they can be said shortly. A text under ``error`` is what Open Inference Protocol
 
 from __future__ import annotations
 
+import json
 from typing import Any
+
+import orjson
 
 __all__ = ["CODES", "Disconnected", "ServeError"]
 
@@ -64,3 +67,12 @@ class ServeError(Exception):
         parts = {"expected": self.expected, "got": self.got, "request_id": request_id}
         told = {name: value for name, value in parts.items() if value is not None}
         return {"error": str(self), "code": self.code, **told}
+
+    def json(self, request_id: str | None = None) -> bytes:
+        """``body`` as JSON, whatever a client has led us to say: orjson refuses an integer of more
+        than 64 bits, and half of a surrogate pair."""
+        body = self.body(request_id)
+        try:
+            return orjson.dumps(body, default=str)
+        except TypeError:
+            return json.dumps(body, default=str).encode()

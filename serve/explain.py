@@ -90,8 +90,9 @@ async def explain(server: Server, request: Request) -> Response:
     version = await requested(server, request)
     program = _explainable(version)
     body = await bodies.read_body(request, server.settings)
-    inputs, asked = _read(request, program, body, server.settings)
-    baselines = _baselines(program, asked, inputs, server.settings)
+    inputs, asked, baselines = await bodies.parsed(
+        server, request, body, _read, request, program, body, server.settings
+    )
     if not 0 < len(inputs[0]) <= MOST_ROWS:
         raise ServeError(
             "too_large" if len(inputs[0]) else "bad_input",
@@ -127,8 +128,9 @@ def _explainable(version: Version) -> ExportedProgram:
 
 def _read(
     request: Request, program: ExportedProgram, body: bytes, settings: Any
-) -> tuple[Arrays, Asked]:
-    """The inputs and the options: of a JSON or msgpack body, or of the query, which is stronger."""
+) -> tuple[Arrays, Asked, Arrays | None]:
+    """The inputs, the options (of a JSON or msgpack body, or of the query, which is stronger), and
+    the baselines."""
     content_type = request.headers.get("content-type", "")
     kind = content_type.partition(";")[0].strip().lower() or bodies.JSON
     options: dict[str, Any] = {}
@@ -145,7 +147,8 @@ def _read(
         if name not in OPTIONS:
             raise _refused("the query", f"only {', '.join(OPTIONS)}", name)
         options[name] = value
-    return inputs, Asked(**options)
+    asked = Asked(**options)
+    return inputs, asked, _baselines(program, asked, inputs, settings)
 
 
 def _baselines(
@@ -153,10 +156,8 @@ def _baselines(
 ) -> Arrays | None:
     """What the path begins at, before the preprocessing; None is zeros after it."""
     rows = len(inputs[0])
-    if asked.baseline == BASELINES[0]:
-        return None
-    if asked.baseline == BASELINES[1]:
-        return [np.zeros_like(x) for x in inputs]
+    if isinstance(asked.baseline, str):
+        return None if asked.baseline == BASELINES[0] else [np.zeros_like(x) for x in inputs]
     named = bodies.named_inputs(program, {"inputs": asked.baseline})
     found = bodies.take(program, named, settings)
     if len(found[0]) not in (1, rows):

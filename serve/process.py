@@ -37,6 +37,7 @@ from .app import Server, create_app
 from .metrics import Metrics
 from .models import Version
 from .settings import Settings
+from .together import Together
 from .workers import Worker
 
 __all__ = ["Process"]
@@ -62,6 +63,8 @@ class Process(Uvicorn):
         counts = None if worker is None else Metrics(worker.folder, worker.number)
         app = create_app(paths, settings, device=settings.device or None, counts=counts)
         self.serving: Server = app.state.server
+        if worker is not None:
+            self.serving.together = Together(worker, self.serving.catalog)
         if self.serving.access is not None:
             self.serving.access = logs.AccessLog(as_json)
         self.settings = settings
@@ -211,7 +214,9 @@ def banner(url: str, server: Server) -> str:
     if not server.keys and server.settings.host not in ("127.0.0.1", "localhost", "::1"):
         lines += ["", "anybody who reaches this address may use it: --keys FILE asks for keys"]
     if example is not None:
-        lines += ["", "try", f"  {curl(url, example, server.keys is not None)}"]
+        keys = server.settings.keys
+        how = f" (read -rs KEY, and paste a key of {keys} with the scope infer, goes first)"
+        lines += ["", f"try{how if keys else ''}", f"  {curl(url, example, bool(keys))}"]
     return "\n".join([*lines, ""])
 
 
@@ -232,7 +237,7 @@ def curl(url: str, version: Version, keyed: bool) -> str:
     """A line for a shell that asks a model for the answer to a row of its sample, or to zeros."""
     assert version.program is not None
     inputs = version.program.inputs
-    key = " -H 'Authorization: Bearer KEY'" if keyed else ""
+    key = ' -H "Authorization: Bearer $KEY"' if keyed else ""
     rows = [x[:1] if s.shape[:1] == (None,) else x
             for s, x in zip(inputs, version.program.sample_inputs, strict=True)]  # fmt: skip
     given = {s.name: x.tolist() for s, x in zip(inputs, rows, strict=True)}

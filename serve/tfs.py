@@ -2,13 +2,17 @@
 
 ``:predict`` takes "instances", an entry for each row, or "inputs", arrays by name, and answers in
 kind with "predictions" or "outputs". ``:classify`` and ``:regress`` take "examples", objects by
-feature, with what all of them share in "context". There is one signature, "serving_default", and
-versions have no labels. A number that is not finite is an error, as JSON has none; with
+feature, with what all of them share in "context". Where a program takes images, {"b64": text} in
+the place of a row is one, encoded. There is one signature, "serving_default", and versions have no
+labels. A number that is not finite is an error, as JSON has none; with
 ``Accept: application/json; nan=null`` it is null.
 """
 
 from __future__ import annotations
 
+import base64
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -18,12 +22,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from tinygrad_ish.deploy.inputs import InputError, decode_image
 from tinygrad_ish.deploy.runtime import ExportedProgram, Signature
 
 from . import bodies
 from .app import Endpoint, Handler, Server, json_response, requested
 from .errors import ServeError
 from .models import Version
+from .settings import Settings
 
 __all__ = ["routes"]
 
@@ -39,8 +45,9 @@ DTYPES = {
 }
 STATES = {"available": "START", "loading": "LOADING", "ready": "AVAILABLE", "failed": "END"}
 
-Take = Callable[[ExportedProgram], "dict[str, Any]"]
 Give = Callable[[ExportedProgram, "dict[str, np.ndarray]", int], Any]
+Columns = tuple[str, "dict[str, Any]"]  # what clients call the rows, and inputs by name
+Read = Callable[[ExportedProgram, "dict[str, Any]"], "tuple[Columns, Give]"]
 
 
 # --- requests ----------------------------------------------------------------------------------
@@ -48,37 +55,65 @@ Give = Callable[[ExportedProgram, "dict[str, np.ndarray]", int], Any]
 
 async def predict(server: Server, request: Request) -> Response:
     """Outputs for rows ("instances") or for arrays by name ("inputs")."""
-    document = await _document(server, request, "predict")
-    if ("instances" in document) == ("inputs" in document):
-        raise ServeError(
-            "bad_request", 'expected either "instances", by rows, or "inputs", by columns'
-        )
-    if "inputs" in document:
-        return await _run(
-            server, request, lambda p: bodies.named_inputs(p, document), _named_outputs
-        )
-    rows = document["instances"]
-    return await _run(server, request, lambda p: _columns(p, rows, "instances"), _predictions)
+    return await _run(server, request, "predict", _asked)
 
 
 async def classify(server: Server, request: Request) -> Response:
     """For each example its classes, [label, probability], the most probable first."""
-    rows = _examples(await _document(server, request, "classify"))
-    return await _run(server, request, lambda p: _columns(p, rows, "examples"), _classes)
+    return await _run(server, request, "classify", lambda p, d: (_examples(p, d), _classes))
 
 
 async def regress(server: Server, request: Request) -> Response:
     """For each example a number."""
-    rows = _examples(await _document(server, request, "regress"))
-    return await _run(server, request, lambda p: _columns(p, rows, "examples"), _values)
+    return await _run(server, request, "regress", lambda p, d: (_examples(p, d), _values))
 
 
-async def _document(server: Server, request: Request, verb: str) -> dict[str, Any]:
-    document = bodies.unpack(await bodies.read_body(request, server.settings))
+async def _run(server: Server, request: Request, verb: str, read: Read) -> Response:
+    if "label" in request.path_params:
+        raise ServeError(
+            "model_not_found",
+            "versions have no labels here: name a version, or none for the latest",
+        )
+    version = await requested(server, request)
+    program = version.program
+    assert program is not None
+    body = await bodies.read_body(request, server.settings)
+    nulls = bodies.nulls(bodies.header(request, b"content-type"))
+    until = time.monotonic() + server.timeout(request)
+    images = b"b64" in body or b"\\u" in body  # which are slow to decode
+    inputs, give = await bodies.parsed(
+        server, request, body, _taken, program, body, verb, read, server.settings, nulls, until,
+        slow=images,
+    )  # fmt: skip
+    rows = len(inputs[0]) if inputs[0].ndim else 0
+    outputs = bodies.outputs_by_name(program, await server.run(request, version, inputs))
+    if not bodies.nulls(bodies.header(request, b"accept")):
+        for name, x in outputs.items():
+            bodies.check_finite(name, x, INSTEAD)
+    content = orjson.dumps(give(program, outputs, rows), option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(content, media_type=bodies.JSON)
+
+
+def _taken(
+    program: ExportedProgram, body: bytes, verb: str, read: Read, settings: Settings, nulls: bool,
+    until: float,
+) -> tuple[list[np.ndarray], Give]:  # fmt: skip
+    """The program's inputs out of a body, and what the answer looks like."""
+    (what, columns), give = read(program, _document(body, verb))
+    given = {
+        name: _decoded(program, rows, what, settings.max_elements, until)
+        for name, rows in columns.items()
+    }
+    return bodies.take(program, given, settings, nulls), give
+
+
+def _document(body: bytes, verb: str) -> dict[str, Any]:
+    document = bodies.unpack(body)
     if type(document) is not dict:
         raise ServeError("bad_request", "the body must be an object")
     signature = document.get("signature_name")
-    if signature not in (SIGNATURE, f"tensorflow/serving/{verb}", "", None):
+    known = (SIGNATURE, f"tensorflow/serving/{verb}", "")
+    if signature is not None and (type(signature) is not str or signature not in known):
         raise ServeError(
             "bad_request", "signature_name: there is one signature", expected=SIGNATURE,
             got=str(signature)[:100],
@@ -86,8 +121,18 @@ async def _document(server: Server, request: Request, verb: str) -> dict[str, An
     return document
 
 
-def _examples(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The examples, each with what is in the context."""
+def _asked(program: ExportedProgram, document: dict[str, Any]) -> tuple[Columns, Give]:
+    if ("instances" in document) == ("inputs" in document):
+        raise ServeError(
+            "bad_request", 'expected either "instances", by rows, or "inputs", by columns'
+        )
+    if "inputs" in document:
+        return ("inputs", bodies.named_inputs(program, document)), _named_outputs
+    return _columns(program, document["instances"], "instances"), _predictions
+
+
+def _examples(program: ExportedProgram, document: dict[str, Any]) -> Columns:
+    """The inputs out of the examples, each with what is in the context."""
     shared, examples = document.get("context", {}), document.get("examples")
     if (
         type(shared) is not dict
@@ -99,22 +144,22 @@ def _examples(document: dict[str, Any]) -> list[dict[str, Any]]:
             'expected "examples", an array of objects by feature (and "context", an object of '
             "others)",
         )
-    return [{**shared, **example} for example in examples]
+    return _columns(program, [{**shared, **example} for example in examples], "examples")
 
 
-def _columns(program: ExportedProgram, rows: Any, what: str) -> dict[str, Any]:
+def _columns(program: ExportedProgram, rows: Any, what: str) -> Columns:
     """The inputs by name, out of rows: plain ones, or objects by input, or by feature."""
     names = [s.name for s in program.inputs]
     if any(s.shape[:1] != (None,) for s in program.inputs):
         raise ServeError(
             "bad_input", 'the model has inputs without rows: use "inputs"', expected=names
         )
-    if type(rows) is not list or not rows:
+    if type(rows) not in (list, np.ndarray) or not len(rows):
         raise ServeError("bad_request", f"{what}: expected an array of one row or more")
-    if type(rows[0]) is not dict:
+    if type(rows[0]) is not dict or _is_image(rows[0]):
         if len(names) > 1:
             raise ServeError("bad_input", f"{what}: expected objects by input", expected=names)
-        return {names[0]: rows}
+        return what, {names[0]: rows}
     features = program.features
     by_feature = features is not None and rows[0].keys() == set(features)
     keys = features if features is not None and by_feature else names
@@ -130,8 +175,8 @@ def _columns(program: ExportedProgram, rows: Any, what: str) -> dict[str, Any]:
                 expected=keys, got=got,
             )  # fmt: skip
     if by_feature:
-        return {names[0]: [[_only(row[key]) for key in keys] for row in rows]}
-    return {name: [row[name] for row in rows] for name in names}
+        return what, {names[0]: [[_only(row[key]) for key in keys] for row in rows]}
+    return what, {name: [row[name] for row in rows] for name in names}
 
 
 def _only(value: Any) -> Any:
@@ -139,27 +184,41 @@ def _only(value: Any) -> Any:
     return value[0] if type(value) is list and len(value) == 1 else value
 
 
+def _is_image(value: Any) -> bool:
+    """Whether a value is {"b64": …}, TensorFlow Serving's form of bytes."""
+    return type(value) is dict and list(value) == ["b64"]
+
+
+def _decoded(
+    program: ExportedProgram, rows: Any, what: str, max_elements: int, until: float
+) -> Any:
+    """Rows that are images as an array; other rows as they are. Raises ServeError, and that it is
+    too late when ``time.monotonic()`` is past ``until``."""
+    if type(rows) is not list or not any(map(_is_image, rows)):
+        return rows
+    if len(rows) * math.prod([n or 1 for n in program.inputs[0].shape]) > max_elements:
+        raise ServeError("too_large", "too many numbers", expected=max_elements)
+    images = []
+    for n, row in enumerate(rows):
+        if time.monotonic() > until:
+            raise ServeError("deadline", "the images were not decoded within the deadline")
+        try:
+            images.append(decode_image(program, _bytes(row)))
+        except InputError as error:
+            raise ServeError("bad_input", f"{what}[{n}]: {error}", got=n) from None
+    return np.concatenate(images)
+
+
+def _bytes(row: Any) -> bytes:
+    if not _is_image(row) or type(row["b64"]) is not str:
+        raise InputError('expected {"b64": text}, an encoded image')
+    try:
+        return base64.b64decode(row["b64"], validate=True)
+    except ValueError as error:
+        raise InputError(f"b64: it is not valid base64: {error}") from None
+
+
 # --- answers -----------------------------------------------------------------------------------
-
-
-async def _run(server: Server, request: Request, take: Take, give: Give) -> Response:
-    if "label" in request.path_params:
-        raise ServeError(
-            "model_not_found",
-            "versions have no labels here: name a version, or none for the latest",
-        )
-    version = await requested(server, request)
-    program = version.program
-    assert program is not None
-    nulls = bodies.nulls(bodies.header(request, b"content-type"))
-    inputs = bodies.take(program, take(program), server.settings, nulls)
-    rows = len(inputs[0]) if inputs[0].ndim else 0
-    outputs = bodies.outputs_by_name(program, await server.run(request, version, inputs))
-    if not bodies.nulls(bodies.header(request, b"accept")):
-        for name, x in outputs.items():
-            bodies.check_finite(name, x, INSTEAD)
-    content = orjson.dumps(give(program, outputs, rows), option=orjson.OPT_SERIALIZE_NUMPY)
-    return Response(content, media_type=bodies.JSON)
 
 
 def _named_outputs(program: ExportedProgram, outputs: dict[str, np.ndarray], rows: int) -> Any:

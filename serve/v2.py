@@ -99,7 +99,9 @@ async def infer(server: Server, request: Request) -> Response:
     else:
         head, tensors = _split(body, length)
         nulls = bodies.nulls(bodies.header(request, b"content-type"))
-        asked = _asked(program, head, server.settings.max_elements, nulls)
+        asked = await bodies.parsed(
+            server, request, head, _asked, program, head, server.settings.max_elements, nulls
+        )
         inputs = _inputs(program, asked, tensors)
     outputs = await server.run(request, version, inputs, asked.seconds)
     about = {"model_name": version.name, "model_version": version.number}
@@ -237,9 +239,11 @@ def _listed(
     name = signature.name
     if "shared_memory_region" in _parameters(tensor, f"input {name}"):
         raise ServeError("bad_input", f"input {name}: there is no shared memory here; send it")
-    data = _expected(
-        tensor.get("data"), list, f"input {name}: expected data, an array, or binary_data_size"
-    )
+    data = tensor.get("data")
+    if type(data) not in (list, np.ndarray):
+        raise ServeError(
+            "bad_request", f"input {name}: expected data, an array, or binary_data_size"
+        )
     if signature.dtype == np.float16:
         raise ServeError(
             "bad_input", f"input {name}: FP16 has no form in JSON; send it as binary data"
@@ -271,7 +275,7 @@ def _check_size(
 def _wanted(program: ExportedProgram, outputs: Any, parameters: dict[str, Any]) -> list[Wanted]:
     """The outputs that are asked for, in their order; all, where none is."""
     binary = _flag(parameters, "binary_data_output", False)
-    if not outputs and (outputs is None or type(outputs) is list):
+    if outputs is None or (type(outputs) is list and not outputs):
         return [Wanted(number, binary) for number in range(len(program.outputs))]
     numbers = {s.name: number for number, s in enumerate(program.outputs)}
     wanted: dict[str, Wanted] = {}
@@ -465,7 +469,7 @@ async def load(server: Server, request: Request) -> Response:
             "bad_request", "models come from the server's own folders: no parameters are taken"
         )
     await server.catalog.refresh()
-    await server.catalog.load(request.path_params["name"])
+    await _by_hand(server, request, "load")
     return json_response({"name": request.path_params["name"], "state": "READY"})
 
 
@@ -473,8 +477,20 @@ async def unload(server: Server, request: Request) -> Response:
     """Unload all versions of a model, if settings.management allows it."""
     _check_management(server)
     await _optional(server, request)  # unload_dependents: no model has any
-    await server.catalog.unload(request.path_params["name"])
+    await _by_hand(server, request, "unload")
     return json_response({"name": request.path_params["name"], "state": "UNAVAILABLE"})
+
+
+async def _by_hand(server: Server, request: Request, action: str) -> None:
+    """Load or unload the model of the path, in all workers."""
+    name = request.path_params["name"]
+    server.catalog.find_any(name)
+    if server.together is not None:
+        await server.together.ask(action, name, server.timeout(request))
+    elif action == "load":
+        await server.catalog.load(name)
+    else:
+        await server.catalog.unload(name)
 
 
 def _check_management(server: Server) -> None:

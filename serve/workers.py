@@ -1,5 +1,6 @@
 """Several processes on one port: a parent that holds a socket for each and starts again whoever
-dies. Nothing is shared but the port, the pages of mapped weights, and the files of counts."""
+dies. Nothing is shared but the port, the pages of mapped weights, and a folder: of the counts
+(metrics.py), and of what all of them are to load and unload (together.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Worker(NamedTuple):
     """What a worker knows of the others."""
 
     number: int
-    folder: str  # of the counts
+    workers: int  # how many there are
+    folder: str  # that they share
     ready: Any  # an event, set when it serves
     parent: int
     first: bool  # whether it is to say where it serves
@@ -83,7 +85,8 @@ class _Parent:
         if self.stopping:
             return
         self.events[number].clear()
-        worker = Worker(number, self.folder, self.events[number], os.getpid(), first)
+        workers = len(self.listeners)
+        worker = Worker(number, workers, self.folder, self.events[number], os.getpid(), first)
         process = self.context.Process(
             target=_work, args=(self.paths, self.settings, self.listeners[number], worker)
         )

@@ -27,8 +27,8 @@ from starlette.routing import Mount
 
 import tinygrad_ish as tg
 from tinygrad_ish import nn
-from tinygrad_ish.serve.app import create_app
-from tinygrad_ish.serve.errors import CODES
+from tinygrad_ish.serve.app import create_app, error_response, routes
+from tinygrad_ish.serve.errors import CODES, ServeError
 from tinygrad_ish.serve.settings import Settings
 
 from .asgi import Client
@@ -620,3 +620,45 @@ def test_clients_that_leave_do_no_harm(address: tuple[str, int]) -> None:
         with socket.create_connection(address) as connection:
             connection.sendall(HEAD + b"26\r\n\r\n" + BODY[:13])
     assert exchange(address, HEAD + b"26\r\n\r\n" + BODY).startswith(b"HTTP/1.1 200")
+
+
+# --- numbers that no machine word holds -----------------------------------------------------------
+
+HUGE = "1" + 30 * "0"
+TENSOR = '"name": "size", "datatype": "FP32"'
+ODD = [
+    HUGE, f"[{HUGE}]", f'{{"inputs": {HUGE}}}', f'{{"inputs": [[{HUGE}]]}}',
+    f'{{"inputs": [[1, 2, 3, 4]], "steps": {HUGE}, "target": {HUGE}}}',
+    '{"inputs": [[1, 2, 3, 4]], "target": [18446744073709551615]}',
+    f'{{"inputs": [{{{TENSOR}, "shape": [{HUGE}, 4], "data": [1, 2, 3, 4]}}]}}',
+    f'{{"inputs": [{{{TENSOR}, "shape": [18446744073709551615, 0, {2**63}], "data": []}}]}}',
+    f'{{"inputs": [{{{TENSOR}, "shape": [1], "parameters": {{"binary_data_size": {HUGE}}}}}]}}',
+    f'{{"inputs": [{{{TENSOR}, "shape": [1, 4], "data": [1, 2, 3, 4]}}], '
+    f'"parameters": {{"timeout": {HUGE}}}}}',
+    f'{{"instances": {HUGE}}}', f'{{"instances": [{{"size": {HUGE}}}]}}',
+    f'{{"instances": [[1, 2, 3, 4]], "signature_name": {HUGE}}}',
+    f'{{"examples": [{{"a": {HUGE}}}]}}', f'{{"examples": {HUGE}, "context": {HUGE}}}',
+    f'{{"inputs": {{"dtype": {HUGE}, "shape": [{HUGE}], "data": {HUGE}}}}}',
+    f'{{"ready": {HUGE}}}',
+]  # fmt: skip
+POSTED = sorted(r.path for r in routes() if "POST" in r.methods)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", POSTED)
+def test_a_number_of_31_digits_is_at_worst_a_clients_mistake(client: Client, path: str) -> None:
+    path = path.replace("{name}", "flowers").replace("{number}", "1").replace("{label}", "x")
+    for body in ODD:
+        for headers in ({}, {"timeout-ms": HUGE}, {"inference-header-content-length": HUGE}):
+            response = client.post(path, content=body.encode(), headers={**JSON, **headers})
+            if response.status_code == 200:  # it stands where nobody looks
+                continue
+            assert 400 <= response.status_code < 500, (body, response.text)
+            check_error(response, response.status_code, response.json()["code"])
+
+
+def test_an_error_can_tell_of_any_value(flowers: Any) -> None:
+    for value in (10**30, {"shape": [2**64, -(10**20)]}, "\ud800", np.float32(1), flowers):
+        error = ServeError("bad_input", "no", expected=value, got=value)
+        body = json.loads(bytes(error_response(error, "7").body))
+        assert body["code"] == "bad_input" and body["request_id"] == "7"
+        assert body["got"] == (value if type(value) in (int, dict, str) else str(value))

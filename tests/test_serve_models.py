@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import shutil
+import threading
 import weakref
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -433,3 +434,32 @@ def test_watching_survives_what_fails(
         assert len(failures) == 3
 
     serving(main, [tmp_path], settings=Settings(max_batch=1))
+
+
+def test_a_model_loads_where_no_thread_may_have_another_priority(
+    programs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*args: Any) -> None:
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "setpriority", refused, raising=False)
+
+    async def main(catalog: Catalog) -> None:
+        assert states(catalog, "1") == {"1": "ready"}
+
+    serving(main, [programs[1]])
+
+
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="threads have no priorities here")
+def test_a_model_is_loaded_at_the_priority_of_the_event_loop(programs: list[Path]) -> None:
+    """What is stepped back and holds the interpreter holds up the event loop too."""
+
+    async def main(catalog: Catalog) -> None:
+        found = [await asyncio.get_running_loop().run_in_executor(executor, priority)
+                 for executor in (catalog._loader, catalog._compute)]  # fmt: skip
+        assert found == [priority()] * 2
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    serving(main, [programs[1]])

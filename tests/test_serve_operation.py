@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -24,9 +25,11 @@ import pytest
 
 pytest.importorskip("starlette", reason="tinygrad_ish[serve] is not installed")
 
+import tinygrad_ish as tg
 from tests import serving
 from tests.asgi import Client
 from tinygrad_ish.__main__ import main
+from tinygrad_ish.deploy.registry import publish
 from tinygrad_ish.serve import logs, settings
 from tinygrad_ish.serve.app import create_app
 from tinygrad_ish.serve.auth import Keys, scope_of
@@ -431,6 +434,30 @@ def test_a_process_from_start_to_end(program: Path, tmp_path: Path) -> None:
 
 
 @posix
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+@pytest.mark.parametrize("shape", [(4,), (28, 28)], ids=["short", "long"])
+def test_the_line_to_try_with_keys_runs_from_any_folder(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    keys, model = tmp_path / "keys", tmp_path / "m.msgpack"
+    keys.write_text(f"reader infer {KEY}\n")
+    tg.export(lambda x: x.flatten(1).sum(1), tg.randn(2, *shape), model)
+    with serving.process(str(model), "--no-reload", "--grace", "0", "--keys", str(keys)) as server:
+        assert KEY not in server.output
+        *_, how, line = server.output.splitlines()
+        assert "curl" in line and str(keys) in how and "scope infer" in how
+        folder = tmp_path / "elsewhere"
+        folder.mkdir()
+        for key, name in ((KEY, "outputs"), ("", "error")):
+            done = subprocess.run(
+                line, shell=True, capture_output=True, check=True, cwd=folder,
+                env={**os.environ, "KEY": key},
+            )  # fmt: skip
+            assert name in json.loads(done.stdout)
+        assert server.stop() == 0
+
+
+@posix
 def test_workers_share_a_port_and_their_counts(program: Path) -> None:
     with serving.process(str(program), "--no-reload", "--workers", "2", "--grace", "0") as server:
         pids = set()
@@ -463,6 +490,68 @@ def test_workers_share_a_port_and_their_counts(program: Path) -> None:
         assert server.stop() == 0
     if children.exists():
         assert any("another starts" in line["message"] for line in server.logged())
+
+
+@posix
+def test_loading_and_unloading_reach_every_worker(program: Path, tmp_path: Path) -> None:
+    publish(program, tmp_path / "models" / "small")
+    row = json.dumps(ROW).encode()
+
+    def statuses(count: int = 30) -> set[int]:
+        """Of requests on connections of their own: each goes to whichever worker takes it."""
+        kind = "application/json"
+        return {
+            server.ask("/models/small/predict", row, Content_Type=kind)[0] for _ in range(count)
+        }
+
+    def workers() -> list[int]:
+        children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+        found = [int(pid) for pid in children.read_text().split()]
+        return [p for p in found if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+    repository = "/v2/repository/models/small"
+    with serving.process(
+        str(tmp_path / "models"), "--workers", "2", "--grace", "0", "--management"
+    ) as server:
+        for _ in range(3):
+            assert server.ask(f"{repository}/unload", b"") == (
+                200, b'{"name":"small","state":"UNAVAILABLE"}'
+            )  # fmt: skip
+            assert statuses() == {503}
+            assert server.ask(f"{repository}/load", b"")[0] == 200
+            assert statuses() == {200}
+        publish(program, tmp_path / "models" / "small")
+        assert server.ask(f"{repository}/load", b"")[0] == 200
+        versions = {server.predict()[1]["version"] for _ in range(30)}
+        assert versions == {"2"}
+        assert server.ask("/v2/repository/models/absent/unload", b"")[0] == 404
+        broken = tmp_path / "models" / "broken" / "1"
+        broken.mkdir(parents=True)
+        (broken / "model.msgpack").write_bytes(b"nothing")
+        status, said = server.ask("/v2/repository/models/broken/load", b"")
+        assert status == 503 and re.search(rb"worker \d: ", said) and b'"not_ready"' in said
+
+        if sys.platform == "linux":
+            assert server.ask(f"{repository}/unload", b"")[0] == 200
+            os.kill(workers()[0], signal.SIGKILL)  # whoever takes its place knows it too
+            assert statuses() == {503}
+            stopped = workers()[0]
+            os.kill(stopped, signal.SIGSTOP)
+            connections = [server.connect() for _ in range(20)]  # some are the other worker's
+            for connection in connections:
+                connection.sendall(
+                    f"POST {repository}/load HTTP/1.1\r\nHost: x\r\nTimeout-Ms: 500\r\n"
+                    "Content-Length: 0\r\nConnection: close\r\n\r\n".encode()
+                )
+            said = finished(select.select(connections, [], [], 10)[0][0])
+            os.kill(stopped, signal.SIGCONT)
+            assert b" 504 " in said and b"not done in time by worker" in said
+            for connection in connections:
+                connection.close()
+            deadline = time.monotonic() + 10
+            while statuses() != {200}:  # it does it now
+                assert time.monotonic() < deadline
+        assert server.stop() == 0
 
 
 @posix

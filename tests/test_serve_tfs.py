@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -42,6 +44,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         publish(iris, folder / "models" / "flowers")
     tg.export(lambda x: x + x, X, folder / "plain.msgpack")
     tg.export(lambda x: x.sum(1), X, folder / "sum.msgpack")
+
+    def lightness(image: tg.Tensor) -> tg.Tensor:
+        mean = image.flatten(1).mean(1, keepdim=True)
+        return tg.cat([mean, 1 - mean], 1)
+
+    image = np.zeros((2, 1, 6, 5), "f4")
+    tg.export(lightness, image, folder / "picture.msgpack", inputs=["image"],
+              labels=["light", "dark"])  # fmt: skip
     tg.export(lambda x: x.mean(), X, folder / "mean.msgpack")
     tg.export(lambda x: x.log(), np.abs(X), folder / "log.msgpack")
     tg.export(lambda x, y: {"p": x * y, "q": y + y}, (X, Y), folder / "two.msgpack")
@@ -185,6 +195,63 @@ def test_regress(client: Client) -> None:
     np.testing.assert_allclose(found, X.sum(1), rtol=1e-6)
     url = "/v1/models/plain:regress"
     assert "not one number a row" in refused(client.post(url, json={"examples": rows}))
+
+
+# --- images ------------------------------------------------------------------------------------
+
+
+def png(level: int, kind: str = "PNG") -> str:
+    """An image of one grey, in base64."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    file = io.BytesIO()
+    image.new("L", (9, 7), level).save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_images_in_base64(client: Client, kind: str) -> None:
+    one, two = ({"b64": png(level, kind)} for level in (51, 204))
+    expected = [0.2, 0.8]
+    for instances in ([one, two], [{"image": one}, {"image": two}]):
+        found = ask(client, "picture:predict", {"instances": instances})["predictions"]
+        np.testing.assert_allclose([row[0] for row in found], expected, atol=0.01)
+    for inputs in ([one, two], {"image": [one, two]}):
+        found = ask(client, "picture:predict", {"inputs": inputs})["outputs"]
+        np.testing.assert_allclose([row[0] for row in found], expected, atol=0.01)
+    for examples in ([one, two], [{"image": one}, {"image": two}]):
+        found = ask(client, "picture:classify", {"examples": examples})["results"]
+        assert [row[0][0] for row in found] == ["dark", "light"]
+        np.testing.assert_allclose([row[0][1] for row in found], [0.8, 0.8], atol=0.01)
+
+
+BAD_IMAGES: dict[str, tuple[str, Any, str]] = {
+    "no base64": ("picture", {"b64": "*!"}, "instances[1]: b64: it is not valid base64"),
+    "not padded": ("picture", {"b64": "abc"}, "instances[1]: b64: it is not valid base64"),
+    "no text": ("picture", {"b64": 7}, 'instances[1]: expected {"b64": text}'),
+    "a row among images": ("picture", [[1.0]], 'instances[1]: expected {"b64": text}'),
+    "numbers": ("picture", {"b64": "MSwyLDM="}, "instances[1]: it is no image"),
+    "cut off": ("picture", {"b64": "iVBORw0KGgo="}, "instances[1]: it is a damaged"),
+    "no image wanted": ("plain", None, "instances[0]: it is an image, and the program takes"),
+    "two inputs": ("two", None, "objects by input"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_a_bad_image(client: Client, case: str) -> None:
+    model, row, message = BAD_IMAGES[case]
+    instances = [{"b64": png(100)}, *([] if row is None else [row])]
+    response = client.post(f"/v1/models/{model}:predict", json={"instances": instances})
+    assert message in refused(response)
+
+
+def test_images_of_too_many_numbers_and_for_too_long(folder: Path) -> None:
+    images = {"instances": [{"b64": png(100)}] * 3}
+    settings = Settings(reload=False, max_elements=2 * 6 * 5)
+    with Client(create_app(folder / "picture.msgpack", settings, device="numpy")) as client:
+        url = "/v1/models/picture:predict"
+        assert "too many numbers" in refused(client.post(url, json=images), 413)
+        images["instances"].pop()
+        refused(client.post(url, json=images, headers={"Timeout-Ms": "0"}), 504)
 
 
 # --- mistakes ----------------------------------------------------------------------------------

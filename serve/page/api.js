@@ -15,23 +15,44 @@ const KEY = "tinygrad_ish-key";
 /** Whether the reader has given a key. */
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 
-function headers(more) {
-  const key = sessionStorage.getItem(KEY);
-  return key ? { ...more, Authorization: `Bearer ${key}` } : more;
-}
-
 /** The answer's JSON. Where it is refused for want of a key, the reader is asked for one. */
 export async function ask(path, { type, body, signal } = {}) {
+  const key = sessionStorage.getItem(KEY);
   const response = await fetch(new URL(path, base), {
     method: body === undefined ? "GET" : "POST",
-    headers: headers({ Accept: "application/json", ...(type && { "Content-Type": type }) }),
+    headers: {
+      Accept: "application/json",
+      ...(type && { "Content-Type": type }),
+      ...(key && { Authorization: `Bearer ${key}` }),
+    },
     body,
     signal,
   });
   const answer = await response.json().catch(() => null);
   if (response.ok) return answer;
-  if (response.status === 401) document.getElementById("key").hidden = false;
-  throw new Refused(response.status, answer);
+  const refused = new Refused(response.status, answer);
+  const another = key !== sessionStorage.getItem(KEY); // was given meanwhile
+  if (response.status === 401 && !another) wantKey(key ? refused.message : "");
+  throw refused;
+}
+
+/** Ask the reader for a key, and say why the one that was given will not do. */
+export function wantKey(why) {
+  const problem = document.getElementById("key-problem");
+  const text = why && `Not with this key: ${why}.`;
+  if (problem.textContent !== text) problem.textContent = text; // said aloud once
+  document.getElementById("key").hidden = false;
+}
+
+/** Open an address of the server in a new tab, as a link does, but with the key. */
+export async function openWithKey(path) {
+  const tab = window.open("", "_blank");
+  try {
+    const text = JSON.stringify(await ask(path), null, 1);
+    tab.location = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  } catch {
+    tab.close(); // and the page asks for a key
+  }
 }
 
 /** Call `then` whenever the reader has given a key. */
@@ -40,6 +61,7 @@ export function onKey(then) {
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     sessionStorage.setItem(KEY, document.getElementById("key-input").value.trim());
+    document.getElementById("key-problem").textContent = "";
     form.hidden = true;
     then();
   });

@@ -1,6 +1,6 @@
 // The page: chooses a model, asks it while you draw or type, and shows how the server does.
 
-import { Refused, ask, base, hasKey, onKey } from "./api.js";
+import { Refused, ask, base, hasKey, onKey, openWithKey, wantKey } from "./api.js";
 import { Columns, Lines, node } from "./charts.js";
 import { Pad } from "./digit.js";
 import { snippets } from "./snippets.js";
@@ -126,6 +126,7 @@ function question() {
 }
 
 function askSoon() {
+  if (!model) return; // none is known yet: the server has not answered, or asks for a key
   again = true;
   if (!asking) run();
 }
@@ -446,15 +447,28 @@ function duration(seconds) {
   return h ? `${h} h ${m} min` : m ? `${m} min ${s} s` : `${s} s`;
 }
 
+function showRefusal(error) {
+  showState(error instanceof Refused ? "waiting" : "gone", error.message);
+  if (error.status === 403) wantKey(error.message);
+}
+
+async function readFigures() {
+  try {
+    showFigures(await ask("stats"));
+  } catch (error) {
+    if (error.status !== 403) throw error;
+    $("total").textContent = "The figures are for keys with the scope “metrics”.";
+  }
+}
+
 async function look(turn = 0) {
   if (document.visibilityState === "visible") {
     try {
       if (turn % 3 === 0) await readCatalog();
       showState("ready");
-      showFigures(await ask("stats"));
+      await readFigures();
     } catch (error) {
-      if (error.status === 403) $("total").textContent = "the figures are for other keys";
-      else showState(error instanceof Refused ? "waiting" : "gone", error.message);
+      showRefusal(error);
     }
   }
   setTimeout(look, LOOK, turn + 1);
@@ -565,5 +579,12 @@ for (const id of ["explain", "target", "method"]) {
 }
 $("copy").addEventListener("click", copy);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", askSoon);
-onKey(() => readCatalog());
+for (const link of document.querySelectorAll("a[href='openapi.json']")) {
+  link.addEventListener("click", (event) => {
+    if (!hasKey()) return;
+    event.preventDefault();
+    openWithKey("openapi.json");
+  });
+}
+onKey(() => readCatalog().then(askSoon, showRefusal));
 look();

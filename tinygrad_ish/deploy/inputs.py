@@ -26,7 +26,7 @@ import numpy as np
 from ..weights import printable
 from .runtime import ExportedProgram, Signature
 
-__all__ = ["InputError", "SIZE_LIMIT", "centred", "decode"]
+__all__ = ["InputError", "SIZE_LIMIT", "centred", "decode", "decode_image"]
 
 SIZE_LIMIT = 32 * 2**20  # bytes
 PIXEL_LIMIT = 50 * 10**6  # a decoded image takes 4 bytes for each
@@ -71,6 +71,13 @@ def decode(program: ExportedProgram, data: bytes) -> tuple[np.ndarray, list[str]
         raise InputError("it has no rows")
     rows = _json_rows if text.lstrip()[0] in "[{" else _csv_rows
     return rows(program, text)
+
+
+def decode_image(program: ExportedProgram, data: bytes) -> np.ndarray:
+    """``decode`` for what must be an image: an array of one row. Raises InputError."""
+    if not _IMAGE.match(data):
+        raise InputError(f"it is no image ({', '.join(FORMATS)})")
+    return decode(program, data)[0]
 
 
 # --- rows --------------------------------------------------------------------------------------
