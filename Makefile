@@ -11,12 +11,12 @@ ARGS   =
 BIN    = $(VENV)/bin
 DEV    = $(VENV)/.with-$(EXTRAS)
 
-.PHONY: help venv mnist penguins serve bench bench-serve test test-gpu lint format types wheel-check check clean
+.PHONY: help venv mnist penguins serve bench bench-serve test test-gpu test-gpu-shim lint format types wheel-check check clean
 .NOTPARALLEL:  # two pips in one environment would break it
 .DEFAULT_GOAL := help
 
 help:          ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 mnist: $(VENV)/.with-examples  ## train on handwritten digits (ARGS="--help" lists the options)
 	@$(BIN)/python examples/mnist_mlp.py $(ARGS)
@@ -43,6 +43,9 @@ test: $(DEV)   ## run the tests (ARGS="-k relu" picks some)
 
 test-gpu: $(VENV)/.with-dev,gpu  ## run the tests that need CuPy and a CUDA device
 	@TINYGRAD_ISH_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu $(ARGS)
+
+test-gpu-shim: $(DEV)  ## run the GPU tests on the CPU: CUDA kernels through a shim, CuPy through a stand-in
+	@TINYGRAD_ISH_GPU=stand-in $(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(DEV)   ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

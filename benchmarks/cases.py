@@ -94,6 +94,12 @@ def _linear_backward(rng: Rng, size: Size) -> tuple[Any, ...]:
     return _floats(rng, n, k), _floats(rng, n, d), _floats(rng, k, d), y, "relu"
 
 
+def _linear_int8(rng: Rng, size: Size) -> tuple[Any, ...]:
+    n, d, k = size
+    w8, scale = rng.integers(-128, 128, (k, d), np.int8), rng.uniform(1e-3, 1e-2, k)
+    return _floats(rng, n, d), w8, scale.astype(np.float32), _floats(rng, k), "relu"
+
+
 def _layer_norm_backward(rng: Rng, size: Size) -> tuple[Any, ...]:
     g, x = _floats(rng, *size), _floats(rng, *size)
     mean, rstd = x.mean(axis=1), 1 / x.std(axis=1)
@@ -108,6 +114,10 @@ def _adam(rng: Rng, size: Size) -> tuple[Any, ...]:
 def _sgd(rng: Rng, size: Size) -> tuple[Any, ...]:
     p, g, buf = (_floats(rng, *size) for _ in range(3))
     return p, g, buf, np.array([1e-2, 5.0]), 0.9, 0.0, 0.0, False
+
+
+def _scaled(rng: Rng, size: Size) -> tuple[Any, ...]:
+    return (_floats(rng, *size),), np.array([8.0, 0.0]), np.zeros(())
 
 
 def _positions(rng: Rng, size: Size) -> np.ndarray:
@@ -362,6 +372,12 @@ CASES: dict[str, Case] = {
         _torch_linear_backward,
         lambda s: 4 * s[0] * s[1] * s[2],
     ),
+    "linear_int8": Case(
+        "products",
+        [(1, 784, 512), (1, 4096, 4096), (16, 4096, 4096), (64, 4096, 4096)],
+        _linear_int8,
+        flops=lambda s: 2 * s[0] * s[1] * s[2],
+    ),
     "layer_norm": Case(
         "rows",
         ROWS,
@@ -376,6 +392,28 @@ CASES: dict[str, Case] = {
     "bce_with_logits": Case("rows", ROWS, positive(2), loss("binary_cross_entropy_with_logits")),
     "grad_norm": Case("optimizers", PARAMETERS, lambda r, s: (normal(2)(r, s), 2.0), _torch_norm),
     "clip_scale": Case("optimizers", [()], lambda r, s: (np.array(3, np.float32), 1.0)),
+    "unscale_step": Case("optimizers", PARAMETERS, _scaled),
+    "next_rows": Case(
+        "movement", [(64,)], lambda r, s: (r.permutation(8004), np.zeros(1, np.int64), *s)
+    ),
+    "take_scaled": Case(
+        "movement",
+        [(64, 784), (4096, 784)],
+        lambda r, s: (
+            r.integers(0, 256, (8004, s[1])).astype(np.uint8),
+            r.integers(0, 8004, s[0]),
+            1 / 255,
+            -0.5,
+            np.dtype(np.float32),
+        ),
+        lambda torch, x, rows, *_: lambda: x[rows].to(torch.float32) * (1 / 255) - 0.5,
+    ),
+    "push": Case(
+        "movement",
+        [()],
+        lambda r, s: (np.zeros(100, np.float32), np.zeros(1, np.int64), np.ones((), np.float32)),
+    ),
+    "scale_step": Case("optimizers", [()], lambda r, s: (np.ones(2), np.zeros(()), 2.0, 0.5, 9)),
     "count_step": Case("optimizers", [()], lambda r, s: (np.array([1e-3, 5.0]),)),
     "sgd_step": Case("optimizers", PARAMETERS, _sgd, optimizer("SGD", lr=1e-2, momentum=0.9)),
     "adam_step": Case("optimizers", PARAMETERS, _adam, optimizer("Adam", lr=1e-3)),

@@ -13,12 +13,19 @@ FOLDER = Path("runs/benchmarks")
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print rows under their heads in Markdown: the first column to the left, the others to the
     right."""
+    print(rendered(heads, rows))
+
+
+def rendered(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The table that ``table`` prints."""
     cells = [list(heads), *([_cell(value) for value in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells)]
     cells.insert(1, [":" + "-" * (widths[0] - 1), *("-" * (w - 1) + ":" for w in widths[1:])])
+    lines = []
     for row in cells:
         first, rest = row[0].ljust(widths[0]), [c.rjust(w) for c, w in zip(row[1:], widths[1:])]
-        print(f"| {' | '.join([first, *rest])} |")
+        lines.append(f"| {' | '.join([first, *rest])} |")
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

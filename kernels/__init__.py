@@ -25,8 +25,8 @@ import numpy as np
 from . import reference
 
 __all__ = [
-    "BACKENDS", "Backend", "BackendError", "get_backend", "get_num_threads", "set_num_threads",
-    "why_missing",
+    "BACKENDS", "Backend", "BackendError", "get_backend", "get_float32_matmul_precision",
+    "get_num_threads", "set_float32_matmul_precision", "set_num_threads", "why_missing",
 ]  # fmt: skip
 
 Array = reference.Array
@@ -170,6 +170,34 @@ def get_backend(name: str) -> Backend:
     if reason is not None:
         raise BackendError(f"backend {name!r} cannot run here. {reason}")
     return BACKENDS[name]
+
+
+_PRECISIONS = ("highest", "high", "medium")
+_precision = _PRECISIONS[0]
+
+
+def get_float32_matmul_precision() -> str:
+    """How exactly the GPU multiplies float32 matrices: "highest", "high" or "medium"."""
+    return _precision
+
+
+def set_float32_matmul_precision(precision: str) -> None:
+    """Say how exactly the GPU must multiply float32 matrices; the names are PyTorch's.
+
+    "highest", the default: as float32, with 24 bits of each factor. "high" and "medium": factors
+    may be rounded to TF32, 11 bits, for the tensor cores, which are many times faster; sums stay
+    float32. ("medium" would allow bfloat16 too; as in PyTorch, nothing makes use of that.) The CPU
+    always computes in float32; float16, bfloat16 and float64 are not affected.
+
+    Raises ValueError for another name.
+    """
+    if precision not in _PRECISIONS:
+        raise ValueError(
+            f"set_float32_matmul_precision: expected one of {', '.join(map(repr, _PRECISIONS))}; "
+            f"got {precision!r}"
+        )
+    global _precision
+    _precision = precision
 
 
 def get_num_threads() -> int:

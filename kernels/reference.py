@@ -9,7 +9,9 @@ namespace of its arguments, so the same lines serve NumPy and CuPy. The rules of
   update parameters and optimizer state in place and return nothing; ``draw``, ``next_rows`` and
   ``push`` advance the count in the state that they are given.
 - Floating results keep the floating dtype, comparisons give bool, indices are int64. The caller
-  has promoted the dtypes: the arrays of one call have one dtype, beside labels and indices.
+  has promoted the dtypes: the arrays of one call have one dtype, beside labels and indices. Of
+  floats of 16 bits (float16, bfloat16) sums, products of matrices, losses and steps are computed in
+  float32, and rounded once.
 - Plain numbers are constants. What changes between calls (learning rate, step, the count of random
   draws) is a small array, so that a recorded call can be replayed. No number is derived from a
   shape by the caller.
@@ -24,9 +26,12 @@ from here. To add a kernel: a function here, its name in ``__all__``, a row in
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -48,18 +53,20 @@ __all__ = [
     # data on the device
     "next_rows", "take_scaled", "push",
     # linear algebra
-    "matmul", "linear", "linear_backward",
+    "matmul", "linear", "linear_backward", "linear_int8",
     # normalization
     "layer_norm", "layer_norm_backward",
     # losses
     "softmax_cross_entropy", "nll_loss", "mse_loss", "bce_loss", "bce_with_logits",
     # optimizers
-    "grad_norm", "clip_scale", "count_step", "sgd_step", "adam_step",
+    "grad_norm", "clip_scale", "unscale_step", "scale_step", "count_step", "sgd_step", "adam_step",
 ]  # fmt: skip
 
 # What a kernel changes among its arguments.
 UPDATES = {
     "draw": ("state",),
+    "unscale_step": ("grads", "found_inf"),
+    "scale_step": ("state",),
     "next_rows": ("state",),
     "push": ("ring", "state"),
     "count_step": ("state",),
@@ -68,6 +75,7 @@ UPDATES = {
 }
 
 Array = Any  # numpy.ndarray or cupy.ndarray
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 _quiet = np.errstate(all="ignore")
 
 
@@ -85,6 +93,47 @@ def namespace(*arrays: Array) -> Any:
             return sys.modules[module]
     kinds = ", ".join(type(x).__name__ for x in arrays)
     raise TypeError(f"a kernel needs a numpy or cupy array among its arguments, got {kinds}")
+
+
+def is_float(dtype: Any) -> bool:
+    """Whether this is one of the floating dtypes: bfloat16 too, which NumPy takes for a void."""
+    return dtype.kind == "f" or (dtype.kind == "V" and dtype.name == "bfloat16")
+
+
+def wider(dtype: Any) -> Any:
+    """What numbers of a floating dtype are computed in: float32 for those of 16 bits."""
+    return np.promote_types(dtype, np.float32)
+
+
+def _in_float32(kernel: Kernel) -> Kernel:
+    """The kernel with floats of 16 bits computed in float32, and its results rounded once."""
+    place = list(inspect.signature(kernel).parameters).index("out")
+
+    @functools.wraps(kernel)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        half = next((x for x in (*args, *kwargs.values()) if _is_half(x)), None)
+        if half is None:
+            return kernel(*args, **kwargs)
+        out = args[place] if len(args) > place else kwargs.pop("out", None)
+        args = args[:place]
+        results = kernel(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+        inputs = (*args, *kwargs.values())
+        if not isinstance(results, tuple):
+            return _give(results.astype(half.dtype), out, *inputs)
+        return tuple(
+            None if r is None else _give(r.astype(half.dtype), o, *inputs)
+            for r, o in zip(results, out or (None,) * len(results), strict=True)
+        )
+
+    return call  # type: ignore[return-value]
+
+
+def _is_half(x: Any) -> bool:
+    return hasattr(x, "strides") and x.dtype.itemsize == 2 and is_float(x.dtype)
+
+
+def _widened(x: Any) -> Any:
+    return x.astype(np.float32) if _is_half(x) else x
 
 
 def check_out(
@@ -117,6 +166,8 @@ def _give(result: Any, out: Array | None, *inputs: Any, elementwise: bool = Fals
 
 
 def _elementwise(function: Any, *inputs: Any, out: Array | None, dtype: Any = None) -> Array:
+    if float in (type(inputs[0]), type(inputs[-1])):
+        inputs = _kept_bfloat16(inputs)
     if out is None:
         result = function(*inputs)
         # NumPy gives a scalar, not an array, for zero-dimensional inputs.
@@ -125,6 +176,15 @@ def _elementwise(function: Any, *inputs: Any, out: Array | None, dtype: Any = No
     shape = np.broadcast_shapes(*[x.shape for x in arrays])
     check_out(out, shape, dtype or arrays[-1].dtype, *arrays, elementwise=True)
     return function(*inputs, out=out)
+
+
+def _kept_bfloat16(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The inputs; a plain float, which would make bfloat16 float32, as an array of that."""
+    kind = next(x.dtype for x in inputs if hasattr(x, "dtype"))
+    if kind.kind != "V":
+        return inputs
+    full = namespace(*inputs).full
+    return tuple([x if hasattr(x, "dtype") else full((), x, kind) for x in inputs])
 
 
 def _same(x: Array, out: Array) -> bool:
@@ -302,7 +362,8 @@ def normal_cdf(x: Array) -> tuple[Array, Array]:
     return xp.where(x < 0, tail, 1 - tail), e
 
 
-def _check_approximate(approximate: str) -> None:
+def check_approximate(approximate: str) -> None:
+    """Raise unless this names a form of gelu."""
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
 
@@ -313,9 +374,9 @@ def gelu(x: Array, approximate: str = "none", out: Array | None = None) -> Array
 
     For ``approximate`` "tanh": x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³))).
     """
-    _check_approximate(approximate)
+    check_approximate(approximate)
     xp = namespace(x)
-    wide = x.astype(np.promote_types(x.dtype, np.float32))
+    wide = x.astype(wider(x.dtype))
     if approximate == "tanh":
         y = 0.5 * wide * (1 + xp.tanh(_gelu_inner(wide)))
     else:
@@ -330,9 +391,9 @@ def _gelu_inner(x: Array) -> Array:
 @_quiet
 def gelu_backward(g: Array, x: Array, approximate: str = "none", out: Array | None = None) -> Array:
     """g · (Φ(x) + x e^(-x²/2)/√(2π)); the derivative of the other form for "tanh"."""
-    _check_approximate(approximate)
+    check_approximate(approximate)
     xp = namespace(x)
-    wide = x.astype(np.promote_types(x.dtype, np.float32))
+    wide = x.astype(wider(x.dtype))
     if approximate == "tanh":
         t = xp.tanh(_gelu_inner(wide))
         slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * wide * wide)
@@ -465,13 +526,15 @@ def dropout(x: Array, ticket: Array, p: float, out: Array | None = None) -> Arra
 
 
 @_quiet
+@_in_float32
 def sum(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = None) -> Array:
     """Σ x over ``axis``; bool and integer sums are int64."""
-    dtype = x.dtype if x.dtype.kind == "f" else np.int64
+    dtype = x.dtype if is_float(x.dtype) else np.int64
     return _give(x.sum(axis=axis, keepdims=keepdims, dtype=dtype), out, x)
 
 
 @_quiet
+@_in_float32
 def sum_to(x: Array, shape: tuple[int, ...], out: Array | None = None) -> Array:
     """The sum of x over the axes along which ``shape`` was broadcast to x's shape.
 
@@ -496,7 +559,7 @@ def mean(
 
     A divisor of 0 or less counts as 0: the result is NaN or infinite.
     """
-    wide = np.promote_types(x.dtype, np.float32)  # n may be beyond float16
+    wide = wider(x.dtype)  # n may be beyond float16
     total = x.sum(axis=axis, keepdims=keepdims, dtype=wide)
     n = wide.type(max(_count(x.shape, axis) - correction, 0))
     return _give((total / n).astype(x.dtype), out, x)
@@ -513,7 +576,7 @@ def mean_backward(
 ) -> Array:
     """g / (n - correction) expanded to ``shape``; g has 1 in the axes that the mean went over."""
     xp = namespace(g)
-    wide = np.promote_types(g.dtype, np.float32)
+    wide = wider(g.dtype)
     count = math.prod(n for n, m in zip(shape, g.shape) if n != m)
     share = (g / wide.type(max(count - correction, 0))).astype(g.dtype)
     return _give(xp.broadcast_to(share, shape).copy(), out, g)
@@ -552,6 +615,7 @@ def all(x: Array, axis: Any = None, keepdims: bool = False, out: Array | None = 
 
 
 @_quiet
+@_in_float32
 def softmax(x: Array, axis: int, out: Array | None = None) -> Array:
     """eˣ / Σ eˣ along ``axis``, shifted by the largest element so that it does not overflow."""
     if x.size == 0:
@@ -562,6 +626,7 @@ def softmax(x: Array, axis: int, out: Array | None = None) -> Array:
 
 
 @_quiet
+@_in_float32
 def log_softmax(x: Array, axis: int, out: Array | None = None) -> Array:
     """log softmax(x) = (x - max x) - log Σ e^(x - max x) along ``axis``."""
     if x.size == 0:
@@ -627,6 +692,8 @@ def index_select(x: Array, index: Array, axis: int, out: Array | None = None) ->
     return _give(xp.take(x, index, axis=axis), out, x, index)
 
 
+@_quiet
+@_in_float32
 def index_select_backward(
     g: Array, index: Array, axis: int, shape: tuple[int, ...], out: Array | None = None
 ) -> Array:
@@ -644,6 +711,8 @@ def gather(x: Array, index: Array, axis: int, out: Array | None = None) -> Array
     return _give(xp.take_along_axis(x, index, axis=axis), out, x, index)
 
 
+@_quiet
+@_in_float32
 def gather_backward(
     g: Array, index: Array, axis: int, shape: tuple[int, ...], out: Array | None = None
 ) -> Array:
@@ -702,6 +771,7 @@ def push(ring: Array, state: Array, value: Array) -> None:
 
 
 @_quiet
+@_in_float32
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
     """The matrix product of (…, M, K) and (…, K, N) → (…, M, N); a one-dimensional operand is a
     row (left) or a column (right), and its axis is dropped from the result."""
@@ -734,6 +804,7 @@ def check_linear_backward(
 
 
 @_quiet
+@_in_float32
 def linear(
     x: Array,
     w: Array,
@@ -753,6 +824,7 @@ def linear(
 
 
 @_quiet
+@_in_float32
 def linear_backward(
     g: Array,
     x: Array,
@@ -774,6 +846,45 @@ def linear_backward(
     dw = _give(namespace(g).matmul(g.T, x), out[1], *inputs) if needs[1] else None
     db = _give(g.sum(axis=0), out[2], *inputs) if needs[2] else None
     return dx, dw, db
+
+
+def check_linear_int8(
+    x: Array, w8: Array, scale: Array, b: Array | None, activation: str | None
+) -> None:
+    """Raise unless the shapes are x (N, D), w8 (K, D), scale (K,), b (K,), w8 is int8 and scale
+    ``wider`` than x, and the activation is known."""
+    check_linear(x, w8, b, activation)
+    wide = wider(x.dtype)
+    if w8.dtype != np.int8 or scale.dtype != wide or scale.shape != w8.shape[:1]:
+        raise ValueError(
+            f"linear_int8: expected w8 int8[K, D] and scale {wide.name}[{w8.shape[0]}], got "
+            f"{w8.dtype.name}{list(w8.shape)} and {scale.dtype.name}{list(scale.shape)}"
+        )
+
+
+@_quiet
+@_in_float32
+def linear_int8(
+    x: Array,
+    w8: Array,
+    scale: Array,
+    b: Array | None = None,
+    activation: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """``linear`` with the weights scale[k] · w8[k, d], 8 bits each: (x w8ᵀ) · scale + b, then ReLU.
+
+    x (N, D) floating, w8 (K, D) int8, scale (K,) float32 (float64 for an x of float64), b (K,) like
+    x → (N, K) like x. It has no gradient: weights are rounded so once they are trained.
+    """
+    check_linear_int8(x, w8, scale, b, activation)
+    xp = namespace(x)
+    y = xp.matmul(x, w8.T.astype(x.dtype)) * scale
+    if b is not None:
+        y += b
+    if activation == "relu":
+        xp.maximum(y, 0, out=y)
+    return _give(y, out, x, w8, scale, *(() if b is None else (b,)))
 
 
 # --- normalization ---------------------------------------------------------------------------
@@ -804,7 +915,7 @@ def layer_norm(
     """
     check_layer_norm(x, weight, bias)
     xp = namespace(x)
-    wide = x.astype(np.promote_types(x.dtype, np.float32))
+    wide = x.astype(wider(x.dtype))
     d = wide.dtype.type(x.shape[1])
     mean = wide.sum(axis=1) / d
     centred = wide - mean[:, None]
@@ -837,7 +948,7 @@ def layer_norm_backward(
     """
     check_layer_norm(x, weight, None)
     inputs = (g, x, mean, rstd, weight)
-    wide = np.promote_types(x.dtype, np.float32)
+    wide = wider(x.dtype)
     scale = rstd.astype(wide)[:, None]
     normed = (x.astype(wide) - mean.astype(wide)[:, None]) * scale
     dx = dweight = dbias = None
@@ -898,6 +1009,7 @@ def raise_bad_label(
 
 
 @_quiet
+@_in_float32
 def softmax_cross_entropy(
     logits: Array,
     labels: Array,
@@ -953,6 +1065,7 @@ def softmax_cross_entropy(
 
 
 @_quiet
+@_in_float32
 def nll_loss(
     logp: Array,
     labels: Array,
@@ -1001,6 +1114,7 @@ def check_mse(input: Array, target: Array, reduction: str, name: str = "mse_loss
 
 
 @_quiet
+@_in_float32
 def mse_loss(
     input: Array,
     target: Array,
@@ -1042,6 +1156,7 @@ def _fits(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 @_quiet
+@_in_float32
 def bce_loss(
     input: Array,
     target: Array,
@@ -1079,6 +1194,7 @@ def bce_loss(
 
 
 @_quiet
+@_in_float32
 def bce_with_logits(
     input: Array,
     target: Array,
@@ -1136,15 +1252,54 @@ def grad_norm(arrays: tuple[Array, ...], norm_type: float, out: Array | None = N
 
 
 @_quiet
+@_in_float32
 def clip_scale(total: Array, max_norm: float, out: Array | None = None) -> Array:
     """min(1, max_norm / (total + 10⁻⁶)), the factor that brings gradients of this norm down to
     ``max_norm``; NaN if total is. total () → ()."""
     return _give(namespace(total).minimum(max_norm / (total + 1e-6), 1), out, total)
 
 
+# --- loss scaling ----------------------------------------------------------------------------
+# Gradients of 16 bits vanish below 6e-8 and overflow above 65504. So the loss is multiplied by a
+# scale, the gradients are divided by it, and a step whose gradients are not finite is left out
+# (Micikevicius et al., "Mixed precision training", 2018). state is float64 [scale, steps without an
+# overflow since it changed]; found_inf is float64 (), 1 after an overflow, else 0.
+
+
+@_quiet
+def unscale_step(grads: tuple[Array, ...], state: Array, found_inf: Array) -> None:
+    """g ← g · (1/scale) for each of grads, in place; found_inf ← whether one of them held an
+    infinity or NaN before. 1/scale is rounded once to g's dtype."""
+    xp = namespace(*grads)
+    bad = xp.zeros((), np.bool_)
+    for g in grads:
+        bad = bad | ~xp.isfinite(g).all()
+        g *= (1 / state[0]).astype(g.dtype)
+    found_inf[...] = bad
+
+
+@_quiet
+def scale_step(
+    state: Array, found_inf: Array, growth_factor: float, backoff_factor: float, interval: int
+) -> None:
+    """The scale for the next step, in place on state.
+
+    After an overflow scale ← backoff_factor · scale, and counting begins anew. After ``interval``
+    steps without one scale ← growth_factor · scale, unless that exceeds float32.
+    """
+    xp = namespace(state)
+    count = xp.where(found_inf != 0, 0.0, state[1] + 1)
+    grown = state[0] * growth_factor
+    grows = (count == interval) & (grown <= np.finfo(np.float32).max)
+    scale = xp.where(grows, grown, state[0])
+    state[0] = xp.where(found_inf != 0, state[0] * backoff_factor, scale)
+    state[1] = xp.where(count == interval, 0.0, count)
+
+
 # --- optimizers ------------------------------------------------------------------------------
 # p, g and the moments are one-dimensional, of one length and dtype; state is float64
-# [learning rate, step]. Denormals never slow a step: tiny values count as 0.
+# [learning rate, step]. Denormals never slow a step: tiny values count as 0. found_inf, if given,
+# is that of unscale_step: where it is not 0, nothing changes.
 
 
 def tiny(dtype: Any) -> float:
@@ -1157,9 +1312,14 @@ def _flush(x: Array) -> Array:
     return xp.where(xp.absolute(x) < tiny(x.dtype), x.dtype.type(0), x)
 
 
-def count_step(state: Array) -> None:
+def _become(x: Array, new: Array, found_inf: Array | None) -> None:
+    """x ← new, unless there was an overflow."""
+    x[...] = new if found_inf is None else namespace(x).where(found_inf != 0, x, new)
+
+
+def count_step(state: Array, found_inf: Array | None = None) -> None:
     """Advance the step count, state[1], by one: called once before the ``*_step`` it serves."""
-    state[1] += 1
+    state[1] += 1 if found_inf is None else found_inf == 0
 
 
 @_quiet
@@ -1172,6 +1332,7 @@ def sgd_step(
     dampening: float,
     weight_decay: float,
     nesterov: bool,
+    found_inf: Array | None = None,
 ) -> None:
     """One step of SGD, in place on p and buf (PyTorch's form of momentum).
 
@@ -1180,14 +1341,16 @@ def sgd_step(
 
     ``buf`` starts as zeros; it is None if momentum is 0. state: float64 [lr, step].
     """
-    xp, dtype = namespace(p), p.dtype.type
-    lr = state[0].astype(p.dtype)
-    d = _flush(g + dtype(weight_decay) * p if weight_decay else g)
+    xp, wide = namespace(p), wider(p.dtype)
+    number, lr = wide.type, state[0].astype(wide)
+    old, d = p.astype(wide, copy=False), g.astype(wide, copy=False)
+    d = _flush(d + number(weight_decay) * old if weight_decay else d)
     if buf is not None:
-        share = xp.where(state[1] == 1, 1.0, 1.0 - dampening).astype(p.dtype)
-        buf[...] = _flush(dtype(momentum) * buf + share * d)
-        d = d + dtype(momentum) * buf if nesterov else buf
-    p -= lr * d
+        share = xp.where(state[1] == 1, 1.0, 1.0 - dampening).astype(wide)
+        moment = _flush(number(momentum) * buf.astype(wide, copy=False) + share * d)
+        d = d + number(momentum) * moment if nesterov else moment
+        _become(buf, moment, found_inf)
+    _become(p, old - lr * d, found_inf)
 
 
 @_quiet
@@ -1202,6 +1365,7 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool = False,
+    found_inf: Array | None = None,
 ) -> None:
     """One step of Adam (Kingma and Ba, 2015), in place on p, m and v, in PyTorch's order.
 
@@ -1212,13 +1376,18 @@ def adam_step(
     as zeros. state: float64 [lr, t], t counted from 1; what depends on them alone is computed in
     float64 and rounded once to p's dtype.
     """
-    xp, dtype = namespace(p), p.dtype.type
-    lr, t = state[0], state[1]
-    step_size = (lr / (1 - beta1**t)).astype(p.dtype)
-    correction = (1 / xp.sqrt(1 - beta2**t)).astype(p.dtype)
+    xp, wide = namespace(p), wider(p.dtype)
+    number, lr, t = wide.type, state[0], state[1]
+    step_size = (lr / (1 - beta1**t)).astype(wide)
+    correction = (1 / xp.sqrt(1 - beta2**t)).astype(wide)
+    old, d, mean, square = (x.astype(wide, copy=False) for x in (p, g, m, v))
     if decoupled and weight_decay:
-        p *= (1 - lr * weight_decay).astype(p.dtype)
-    d = _flush(g + dtype(weight_decay) * p if weight_decay and not decoupled else g)
-    m[...] = _flush(m + dtype(1 - beta1) * (d - m))
-    v[...] = _flush(dtype(beta2) * v + dtype(1 - beta2) * _flush(d * d))
-    p -= step_size * (m / (xp.sqrt(v) * correction + dtype(eps)))
+        old = old * (1 - lr * weight_decay).astype(wide)
+    elif weight_decay:
+        d = d + number(weight_decay) * old
+    d = _flush(d)
+    mean = _flush(mean + number(1 - beta1) * (d - mean))
+    square = _flush(number(beta2) * square + number(1 - beta2) * _flush(d * d))
+    _become(p, old - step_size * (mean / (xp.sqrt(square) * correction + number(eps))), found_inf)
+    _become(m, mean, found_inf)
+    _become(v, square, found_inf)

@@ -15,10 +15,26 @@ from typing import Any
 import hypothesis
 import pytest
 
-import tinygrad_ish as tg
-
 REQUIRE_TORCH = "TINYGRAD_ISH_REQUIRE_TORCH"
 REQUIRE_GPU = "TINYGRAD_ISH_REQUIRE_GPU"
+GPU = "TINYGRAD_ISH_GPU"  # "stand-in": run what is marked gpu on the CPU (make test-gpu-shim)
+
+if os.environ.get(GPU):  # before anything looks for CuPy
+    if os.environ[GPU] != "stand-in":
+        raise pytest.UsageError(f"{GPU}: expected 'stand-in' or nothing, got {os.environ[GPU]!r}")
+    from tests.cuda import cuda_stand_in, cupy_stand_in
+
+    cupy_stand_in.install()
+
+    from tests.cuda import fake_blas, shim
+
+    if shim.why_missing() is not None:
+        raise pytest.UsageError(f"{GPU}: the CUDA kernels cannot run here: {shim.why_missing()}")
+    record = cuda_stand_in.record
+    shim.use(shim.ShimDevice(record))
+    fake_blas.use(fake_blas.FakeBlas(record, cuda_stand_in.current_stream, cuda_stand_in.alloc))
+
+import tinygrad_ish as tg  # noqa: E402
 
 # A first call compiles, which no per-example deadline should time.
 hypothesis.settings.register_profile("project", deadline=None)

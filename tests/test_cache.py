@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinygrad_ish.kernels
-from tinygrad_ish.kernels.cpu import _cache
+from tinygrad_ish.kernels.cpu import _cache, _jit, elementwise
 from tinygrad_ish.kernels.cpu._cache import DiskCache
+from tinygrad_ish.kernels.cpu._jit import task
+from tinygrad_ish.kernels.cpu._tasks import Call, Plan, free, integer, run, scratch, vector
 
 CHILD = """
 import json, sys, warnings
@@ -28,19 +31,16 @@ steps = []
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     from tinygrad_ish.kernels import cpu
-    lazy = "numba" not in sys.modules
     {before}
     cpu.warmup(["relu", "add"], "float32", lambda *step: steps.append(step))
     x = [np.array([-1, 2], dtype) for dtype in ("float32", "float64")]
     got = [cpu.relu(v).tolist() for v in x] + [cpu.relu_backward(v, v).tolist() for v in x]
-report = {{**cpu.cache_info()._asdict(), "lazy": lazy, "got": got, "steps": steps}}
+report = {{**cpu.cache_info()._asdict(), "got": got, "steps": steps}}
+report["imported"] = sorted({{"llvmlite", "numba"}} & set(sys.modules))
 print(json.dumps({{**report, "warnings": [str(w.message) for w in caught]}}))
 """
-# What the child compiles ahead, and all of it with what it calls besides.
-AHEAD = {
-    "elementwise._relu", "_tasks._serial", "_tasks._shared", "_tasks._help", "_tasks._address_1",
-    "_tasks._address_2", "_tasks._address_of_integers",
-}  # fmt: skip
+# What the child compiles ahead; all of it with what it calls besides, and the CPU's features.
+AHEAD = {"elementwise._relu", "_tasks._serial", "_tasks._shared", "_tasks._help"}
 FILES = len(AHEAD) + 4
 FULL_DISK = """
     from tinygrad_ish.kernels.cpu import _cache
@@ -95,7 +95,7 @@ def test_a_second_process_loads_and_writes_nothing(warm: tuple[Path, dict[str, A
     before = {path: path.stat().st_mtime_ns for path in files_in(folder)}
     second = relus_in_a_process(folder)
     assert (second["hits"], second["misses"], second["steps"]) == (FILES, 0, [])
-    assert first["lazy"] and second["lazy"]  # numba is imported by the first kernel
+    assert first["imported"] == ["llvmlite", "numba"] and second["imported"] == ["llvmlite"]
     assert not first["warnings"] and not second["warnings"] and second["problem"] is None
     assert {path: path.stat().st_mtime_ns for path in files_in(folder)} == before
     assert second["bytes"] == sum(path.stat().st_size for path in before)
@@ -145,13 +145,19 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
 
 
 KERNEL = """
-from ._jit import jit
+from ._jit import task
+from ._tasks import Call, run, vector
 from .callee import times
 
-@jit("const(T[::1]), T[::1]")
+@task
+def _times(args, i):
+    x, out = vector(args, 0), vector(args, 2)
+    for k in range(len(out)):
+        out[k] = times(x[k])
+    return 0
+
 def kernel(x, out):
-    for i in range(len(out)):
-        out[i] = times(x[i])
+    run(Call(_times, x.dtype, 1, (x, len(x), out, len(out)), writes=(out,)))
 """
 CALLEE = """
 from ._jit import device
@@ -182,10 +188,26 @@ def test_an_edited_callee_in_another_file(tmp_path: Path) -> None:
         assert report["got"] == [factor] * 3
         return report
 
-    assert call(2)["misses"] == 1
+    assert call(2)["misses"] == 3  # the CPU's features, what runs tasks, the kernel
     edited = call(3)
-    assert (edited["hits"], edited["misses"]) == (0, 1)
-    assert call(2)["hits"] == 1  # both versions are kept
+    assert (edited["hits"], edited["misses"]) == (0, 3)
+    assert call(2)["hits"] == 3  # both versions are kept
+
+
+def test_the_stamp_tells_settings_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    stamps = [_jit.stamp()]
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")
+    assert _jit.stamp() == stamps[0]  # the same code, whatever the number
+    monkeypatch.setenv("NUMBA_LOOP_VECTORIZE", "0")
+    stamps.append(_jit.stamp())
+    (tmp_path / ".numba_config.yaml").write_text("opt: 1")
+    stamps.append(_jit.stamp())
+    monkeypatch.setattr(_jit.llvm, "get_host_cpu_name", lambda: "another")
+    stamps.append(_jit.stamp())
+    monkeypatch.setattr(_jit.importlib.metadata, "version", lambda name: "0.0")
+    stamps.append(_jit.stamp())
+    assert len(set(stamps)) == 5
 
 
 # --- the folder alone, without Numba -----------------------------------------------------------
@@ -299,13 +321,43 @@ def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert cache.load("kernel") is None and not cache.holds("kernel")
 
 
-def test_a_kernel_takes_its_declared_types_alone() -> None:
-    from tinygrad_ish.kernels.cpu.elementwise import _relu
+# --- compiling ----------------------------------------------------------------------------------
 
-    x = np.ones(4, np.float32)
-    with pytest.raises(TypeError, match="No matching definition"):
-        _relu(x, np.ones(4))
-    with pytest.raises(TypeError, match="No matching definition"):
-        _relu(x, np.ones(8, np.float32)[::2])
-    with pytest.raises(TypeError, match="float32 or float64, got int64"):
-        _relu(np.ones(4, np.int64), np.ones(4, np.int64))
+
+def test_a_kernel_is_for_floats() -> None:
+    with pytest.raises(TypeError, match="a kernel takes float32 or float64, got int64"):
+        elementwise._relu.address(np.dtype(np.int64))
+
+
+@task
+def _unbounded(args, i):
+    memory = scratch(np.float64, integer(args, 0))
+    memory[0] = 1
+    free(memory)
+    return 0
+
+
+@task
+def _tangent(args, i):
+    return int(math.tan(vector(args, 0)[i]))
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stamp does not tell this file's kernels of today from those of yesterday."""
+    monkeypatch.setattr(_jit, "_disk", cache_at(tmp_path))
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_no_memory_for_intermediate_results(own_cache: None, count: int) -> None:
+    call = Call(_unbounded, np.dtype(np.float32), count, (1 << 58,), (), nanoseconds=1e6)
+    for _ in range(3):
+        with pytest.raises(MemoryError, match="_unbounded got no memory"):
+            run(call)
+        with pytest.raises(MemoryError, match="_unbounded got no memory"):
+            Plan([call]).run()
+
+
+def test_a_kernel_may_call_known_functions_alone(own_cache: None) -> None:
+    with pytest.raises(AssertionError, match=r"_tangent.* calls \{'tan'\}"):
+        _tangent.address(np.dtype(np.float64))

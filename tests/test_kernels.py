@@ -22,7 +22,9 @@ Rng = np.random.Generator
 FLOATS = ("float32", "float64")
 ELEMENTWISE = set(reference.__all__[: reference.__all__.index("sum")])
 VIEWS = {"reshape", "permute", "expand", "getitem"}
-IN_PLACE = {"count_step", "sgd_step", "adam_step", "draw", "next_rows", "push"}
+IN_PLACE = {
+    "count_step", "sgd_step", "adam_step", "unscale_step", "scale_step", "draw", "next_rows", "push",
+}  # fmt: skip
 TOLERANCE = {"float16": 1e-2, "float32": 2e-5, "float64": 1e-12}
 
 
@@ -119,6 +121,16 @@ def linear_backward_args(n: int, d: int, k: int, relu: bool) -> Callable[[Rng, A
     return make
 
 
+def linear_int8_args(n: int, d: int, k: int, bias: bool = True) -> Callable[[Rng, Any], Any]:
+    def make(rng: Rng, dtype: Any) -> tuple[Any, ...]:
+        x = rng.normal(size=(n, d)).astype(dtype)
+        w8, scale = rng.integers(-128, 128, (k, d), np.int8), rng.uniform(1e-3, 2e-2, k)
+        b = (rng.normal(size=k).astype(dtype),) if bias else ()
+        return (x, w8, scale.astype(reference.wider(x.dtype)), *b)
+
+    return make
+
+
 SHAPES_OF_NORM = [(5, 7), (1, 784), (64, 33), (0, 4), (3, 0), (4, 1), (257, 20)]
 
 
@@ -170,6 +182,20 @@ def step_args(
             np.array(state),
             *constants,
         )
+
+    return make
+
+
+def grads_args(
+    shapes: Any, scale: float, at: int = 0, bad: float | None = None
+) -> Callable[[Rng, Any], Any]:
+    """Gradients, of which one may hold a number that is not finite, the scale and a flag."""
+
+    def make(rng: Rng, dtype: Any) -> tuple[Any, ...]:
+        grads = tuple(np.asarray(rng.normal(size=s) * scale, dtype) for s in shapes)
+        if bad is not None:
+            grads[at][-1] = bad
+        return (grads, np.array([scale, 3.0]), np.array(np.nan))
 
     return make
 
@@ -228,6 +254,8 @@ CASES: dict[str, list[Case]] = {
         + [case(linear_args(6, 5, 4), activation="relu"), case(linear_args(4, 5, 6), ("float16",))],
     "linear_backward": [case(linear_backward_args(*s, relu)) for s in SHAPES_OF_LINEAR for relu in (False, True)]
         + [case(linear_backward_args(5, 4, 3, True), needs=(False, True, False)), case(linear_backward_args(5, 4, 3, False), needs=(True, False, False)), case(linear_backward_args(5, 4, 3, False), ("float16",))],
+    "linear_int8": [case(linear_int8_args(*s)) for s in SHAPES_OF_LINEAR] + [case(linear_int8_args(*s, bias=False), activation="relu") for s in SHAPES_OF_LINEAR]
+        + [case(linear_int8_args(6, 5, 4), activation="relu"), case(linear_int8_args(4, 5, 6), ("float16",))],
     "layer_norm": [case(layer_norm_args(*s)) for s in SHAPES_OF_NORM] + [case(normal((4, 6))), case(lambda r, d: (*normal((4, 6), (6,))(r, d), None, 1e-2)),
         case(then(fixed([[1e4, 1e4 + 1, 1e4 + 2], [3.0, 3.0, 3.0]]), None, None, 0.1)), case(layer_norm_args(5, 4), ("float16",))],
     "layer_norm_backward": [case(layer_norm_backward_args(*s)) for s in SHAPES_OF_NORM] + [case(layer_norm_backward_args(4, 6), needs=n) for n in [(True, False, False), (False, True, False), (False, False, True)]]
@@ -246,13 +274,20 @@ CASES: dict[str, list[Case]] = {
     "grad_norm": [case(lambda r, d, s=s, p=p: (normal(*s)(r, d), p)) for s in [((3, 4), (5,), ()), ((0,), (2, 2)), ((),), ((0,),), ((300, 70), (11,))] for p in (2.0, 1.0, np.inf, 3.5)]
         + [case(lambda r, d: ((np.full(9, 1e25, d), np.full(2, -1e30, d)), 2.0)), case(lambda r, d: (fixed([1.0, np.nan], [np.inf])(r, d), 2.0)), case(lambda r, d: (fixed([1.0, np.nan], [np.inf])(r, d), np.inf))],
     "clip_scale": [case(then(fixed(x), 1.5)) for x in (0.0, 1.0, 1.5, 7.0, 1e30, np.inf, np.nan)] + [case(then(fixed(0.0), 0.0))],
-    "count_step": [case(lambda r, d: (np.array([0.1, 3.0]),), ("float64",))],
+    "unscale_step": [case(grads_args(s, scale)) for s in [((3, 4), (5,), ()), ((0,), (2, 2)), ((),), ((0,),), ((300, 70), (11,)), ((7,),) * 19] for scale in (65536.0, 3.0)]
+        + [case(grads_args(((4,), (33,)), 2.0, at, bad)) for at in (0, 1) for bad in (np.inf, -np.inf, np.nan)],
+    "scale_step": [case(lambda r, d, s=s, f=f: (np.array(s), np.array(f), 2.0, 0.5, 5), ("float64",)) for s, f in [([8.0, 0.0], 0.0), ([8.0, 4.0], 0.0), ([8.0, 4.0], 1.0), ([2.0**127, 4.0], 0.0), ([3.0, 2.0], 1.0)]],
+    "count_step": [case(lambda r, d: (np.array([0.1, 3.0]),), ("float64",)), *[case(lambda r, d, f=f: (np.array([0.1, 3.0]), np.array(f)), ("float64",)) for f in (0.0, 1.0)]],
     "sgd_step": [case(step_args(n, m, s, [0.1, t], *c)) for n, m, s, t, c in [
         (7, 0, 1, 1.0, (0.0, 0.0, 0.0, False)), (33, 1, 1, 1.0, (0.9, 0.5, 0.0, False)), (33, 1, 1, 2.0, (0.9, 0.5, 0.01, False)),
-        (1031, 1, 1, 5.0, (0.9, 0.0, 0.1, True)), (0, 1, 1, 1.0, (0.9, 0.0, 0.0, False)), (33, 1, 1e-31, 2.0, (0.9, 0.0, 0.0, False))]],
+        (1031, 1, 1, 5.0, (0.9, 0.0, 0.1, True)), (0, 1, 1, 1.0, (0.9, 0.0, 0.0, False)), (33, 1, 1e-31, 2.0, (0.9, 0.0, 0.0, False)),
+        *[(33, m, 1, 2.0, (0.9 * m, 0.0, 0.1, False, np.array(f))) for m in (0, 1) for f in (0.0, 1.0)]]]
+        + [case(step_args(33, 1, 1, [0.1, 2.0], 0.9, 0.5, 0.01, False), ("float16",))],
     "adam_step": [case(step_args(n, 2, s, [1e-3, t], 0.9, 0.999, 1e-8, wd)) for n, s, t, wd in [
         (7, 1, 1.0, 0.0), (1031, 1, 2.0, 0.0), (33, 1, 100.0, 0.01), (0, 1, 1.0, 0.0), (33, 1e-16, 3.0, 0.0), (33, 1e-31, 3.0, 0.0)]]
-        + [case(step_args(n, 2, 1, [1e-2, 4.0], 0.9, 0.999, 1e-8, wd, True)) for n, wd in [(1031, 0.1), (33, 0.0)]],
+        + [case(step_args(n, 2, 1, [1e-2, 4.0], 0.9, 0.999, 1e-8, wd, True)) for n, wd in [(1031, 0.1), (33, 0.0)]]
+        + [case(step_args(33, 2, 1, [1e-2, 4.0], 0.9, 0.999, 1e-8, 0.1, d, np.array(f))) for d in (False, True) for f in (0.0, 1.0)]
+        + [case(step_args(33, 2, 1, [1e-2, 4.0], 0.9, 0.999, 1e-4, 0.1, d), ("float16",)) for d in (False, True)],
 }  # fmt: skip
 
 

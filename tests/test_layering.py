@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "serve": {"kernels", "tinygrad_ish", "serve"},
 }
 HEAVY = {
-    "PIL", "cupy", "matplotlib", "numba", "onnx", "onnxruntime", "orjson", "pandas", "scipy",
+    "PIL", "cupy", "matplotlib", "ml_dtypes", "numba", "onnx", "onnxruntime", "orjson", "pandas", "scipy",
     "starlette", "torch", "tqdm", "uvicorn",
 }  # fmt: skip
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from tinygrad_ish.kernels import cpu
-from tinygrad_ish.kernels.cpu import _intrinsics, _math, rows
+from tinygrad_ish.kernels.cpu import _intrinsics, _jit, _math, rows
 
 Array = np.ndarray
+_jit._numba()  # Numba's own njit may call our functions from here on
 
 
 @numba.njit(error_model="numpy")

@@ -305,6 +305,6 @@ def test_conventions_at_kinks_and_extremes(backend: str, call: Any, values: list
     ours, theirs = call(tg, x), call(torch, z)
     ours.backward(tg.ones_like(ours))
     theirs.backward(torch.ones_like(theirs))
-    np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=1e-6)
+    np.testing.assert_allclose(ours.detach().cpu().numpy(), theirs.detach().numpy(), rtol=1e-6)
     assert x.grad is not None
-    np.testing.assert_allclose(x.grad.numpy(), z.grad.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(x.grad.cpu().numpy(), z.grad.numpy(), rtol=1e-6)

@@ -17,6 +17,8 @@ from hypothesis.extra import numpy as hnp
 import tinygrad_ish as tg
 from tinygrad_ish import dtypes
 
+from .backends import DEVICES
+
 NO_TORCH = "PyTorch is not installed: pip install -e '.[parity]'"
 NAMES = [d.name for d in dtypes.SUPPORTED]
 
@@ -306,9 +308,16 @@ T.set_grad_enabled(False); g = T.is_grad_enabled(); T.set_grad_enabled(True); g
 """
 
 
+READS = ("device", "[[3]]", "gather(1, T.tensor([[0], [3]]))", ".numpy()")  # positions out of range
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("expression", LIKE_PYTORCH.strip().splitlines())
-def test_means_what_it_means_in_pytorch(expression: str) -> None:
+def test_means_what_it_means_in_pytorch(expression: str, device: str) -> None:
     torch = pytest.importorskip("torch", reason=NO_TORCH)
+    tg.set_default_device(device)
+    if device == "cupy" and any(part in expression for part in READS):
+        pytest.skip("on a GPU it differs by design: another device's name, no look at the data")
     ours, theirs = outcome(tg, expression), outcome(torch, expression)
     if isinstance(theirs, Exception):
         assert isinstance(ours, (ValueError, TypeError, IndexError)), f"PyTorch: {theirs!r}"
@@ -409,20 +418,24 @@ def summed_to(g: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return g.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1), keepdims=True)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=60)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, max_dims=4, min_side=0, max_side=3))
-def test_broadcasting_forward_and_gradient(drawn: hnp.BroadcastableShapes) -> None:
+def test_broadcasting_forward_and_gradient(device: str, drawn: hnp.BroadcastableShapes) -> None:
+    tg.set_default_device(device)
     rng = np.random.default_rng(3)
     arrays = [np.asarray(rng.normal(size=s)) for s in drawn.input_shapes]
     a, b, c = tensors = [tg.tensor(x, requires_grad=True) for x in arrays]
     out = a * b - c
-    np.testing.assert_allclose(out.detach().numpy(), arrays[0] * arrays[1] - arrays[2])
+    np.testing.assert_allclose(out.detach().cpu().numpy(), arrays[0] * arrays[1] - arrays[2])
     assert out.shape == drawn.result_shape
     out.backward(tg.ones_like(out))
     ones = np.ones(drawn.result_shape)
     for x, factor in zip(tensors, (arrays[1], arrays[0], -1.0), strict=True):
         assert x.grad is not None
-        np.testing.assert_allclose(x.grad.numpy(), summed_to(ones * factor, x.shape), atol=1e-12)
+        np.testing.assert_allclose(
+            x.grad.cpu().numpy(), summed_to(ones * factor, x.shape), atol=1e-12
+        )
 
 
 # --- indexing ----------------------------------------------------------------------------------
@@ -445,33 +458,37 @@ def arrays_and_indices(draw: st.DrawFn) -> tuple[np.ndarray, tuple[Any, ...]]:
     return np.arange(np.prod(shape, dtype=int), dtype=np.float64).reshape(shape), tuple(parts)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=200)
 @given(arrays_and_indices())
-def test_basic_indexing_is_numpys(drawn: tuple[np.ndarray, tuple[Any, ...]]) -> None:
+def test_basic_indexing_is_numpys(device: str, drawn: tuple[np.ndarray, tuple[Any, ...]]) -> None:
+    tg.set_default_device(device)
     array, index = drawn
     expected = array[index]
     zero_d = tuple(tg.tensor(p) if isinstance(p, int) else p for p in index)
     x = tg.tensor(array, requires_grad=True)
     for form in (index, zero_d, index[0] if len(index) == 1 else index):
         assert x[form].shape == expected.shape
-        np.testing.assert_array_equal(x[form].detach().numpy(), expected)
+        np.testing.assert_array_equal(x[form].detach().cpu().numpy(), expected)
     (x[index] * 3).sum().backward()
     gradient = np.zeros_like(array)
     gradient[index] = 3
     assert x.grad is not None
-    np.testing.assert_array_equal(x.grad.numpy(), gradient)
+    np.testing.assert_array_equal(x.grad.cpu().numpy(), gradient)
 
     y, copied = tg.tensor(array), array.copy()
     view = y[index]
     y[index] = -5
     copied[index] = -5
-    np.testing.assert_array_equal(y.numpy(), copied)
-    np.testing.assert_array_equal(view.numpy(), copied[index])  # the same memory
+    np.testing.assert_array_equal(y.cpu().numpy(), copied)
+    np.testing.assert_array_equal(view.cpu().numpy(), copied[index])  # the same memory
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @given(st.data())
 @settings(max_examples=50)
-def test_selecting_by_positions_is_numpys(data: st.DataObject) -> None:
+def test_selecting_by_positions_is_numpys(device: str, data: st.DataObject) -> None:
+    tg.set_default_device(device)
     shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, max_side=4))
     axis = data.draw(st.integers(0, len(shape) - 1))
     index = data.draw(st.lists(st.integers(-shape[axis], shape[axis] - 1), max_size=5))
@@ -481,13 +498,13 @@ def test_selecting_by_positions_is_numpys(data: st.DataObject) -> None:
     for form in forms:
         picked = x.index_select(axis, form)
         np.testing.assert_array_equal(
-            picked.detach().numpy(), np.take(array, np.array(index, int), axis)
+            picked.detach().cpu().numpy(), np.take(array, np.array(index, int), axis)
         )
     picked.sum().backward()
     count = np.zeros(shape)
     np.add.at(count, (slice(None),) * axis + (np.array(index, int),), 1.0)
     assert x.grad is not None
-    np.testing.assert_array_equal(x.grad.numpy(), count)
+    np.testing.assert_array_equal(x.grad.cpu().numpy(), count)
 
 
 # --- repr ----------------------------------------------------------------------------------------

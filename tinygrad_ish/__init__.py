@@ -1,7 +1,10 @@
 """A small training engine: tensors, gradients and layers in PyTorch's names, with kernels for
 the CPU in Numba and for the GPU in CuPy. The functions here are the methods of ``Tensor``."""
 
-from . import autograd, cuda, jit, nn, onnx, optim, utils
+from typing import TYPE_CHECKING
+
+from . import amp, autograd, cuda, dtypes, jit, nn, onnx, optim, utils
+from .amp import autocast
 from .autograd import (
     GradientError,
     InPlaceError,
@@ -17,7 +20,13 @@ from .device import device, get_default_backend, set_default_device
 from .dtypes import bool_ as bool
 from .dtypes import float16, float32, float64, int8, int16, int32, int64, result_type, uint8
 from .gradcheck import gradcheck
-from .kernels import BackendError, get_num_threads, set_num_threads
+from .kernels import (
+    BackendError,
+    get_float32_matmul_precision,
+    get_num_threads,
+    set_float32_matmul_precision,
+    set_num_threads,
+)
 from .program import CompileError, compile
 from .random import (
     Generator,
@@ -56,23 +65,33 @@ from .weights import WeightsError, load, save
 
 __version__ = "0.1.0"
 
+if TYPE_CHECKING:
+    from .dtypes import bfloat16 as bfloat16
+else:
+
+    def __getattr__(name):
+        if name != "bfloat16":  # a package of its own, imported when it is asked for
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return dtypes.bfloat16
+
+
 __all__ = [
-    "abs", "add", "all", "allclose", "amax", "amin", "any", "arange", "argmax", "argmin",
-    "as_tensor", "autograd", "BackendError", "bool", "broadcast_to", "cat", "clamp", "clone",
-    "compile", "CompileError", "cuda", "device", "div", "dot", "double", "empty", "enable_grad",
-    "eq", "equal", "exp", "export", "eye", "flatten", "float", "float16", "float32", "float64",
-    "floor_divide", "from_dlpack", "from_numpy", "full", "full_like", "gather", "ge",
-    "Generator", "get_default_backend", "get_num_threads", "get_rng_state", "gradcheck",
-    "GradientError", "gt", "half", "index_select", "InPlaceError", "int", "int16", "int32",
-    "int64", "int8", "is_grad_enabled", "isfinite", "isnan", "jit", "le", "linspace", "load",
-    "load_program", "log", "log_softmax", "long", "lt", "manual_seed", "matmul", "max",
-    "maximum", "mean", "min", "minimum", "mm", "mul", "ne", "neg", "nn", "no_grad", "numel",
+    "abs", "add", "all", "allclose", "amax", "amin", "amp", "any", "arange", "argmax", "argmin",
+    "as_tensor", "autocast", "autograd", "BackendError", "bool", "broadcast_to", "cat", "clamp",
+    "clone", "compile", "CompileError", "cuda", "device", "div", "dot", "double", "empty",
+    "enable_grad", "eq", "equal", "exp", "export", "eye", "flatten", "float", "float16", "float32",
+    "float64", "floor_divide", "from_dlpack", "from_numpy", "full", "full_like", "gather", "ge",
+    "Generator", "get_default_backend", "get_float32_matmul_precision", "get_num_threads",
+    "get_rng_state", "gradcheck", "GradientError", "gt", "half", "index_select", "InPlaceError",
+    "int", "int16", "int32", "int64", "int8", "is_grad_enabled", "isfinite", "isnan", "jit", "le",
+    "linspace", "load", "load_program", "log", "log_softmax", "long", "lt", "manual_seed", "matmul",
+    "max", "maximum", "mean", "min", "minimum", "mm", "mul", "ne", "neg", "nn", "no_grad", "numel",
     "ones", "ones_like", "onnx", "optim", "permute", "pow", "ProgramError", "rand", "rand_like",
     "randint", "randn", "randn_like", "randperm", "relu", "remainder", "reshape", "result_type",
-    "save", "set_default_device", "set_grad_enabled", "set_num_threads", "set_rng_state",
-    "sigmoid", "softmax", "sqrt", "square", "squeeze", "stack", "std", "sub", "sum", "t",
-    "tanh", "Tensor", "tensor", "transpose", "uint8", "unsqueeze", "utils", "var",
-    "WeightsError", "where", "zeros", "zeros_like",
+    "save", "set_default_device", "set_float32_matmul_precision", "set_grad_enabled",
+    "set_num_threads", "set_rng_state", "sigmoid", "softmax", "sqrt", "square", "squeeze", "stack",
+    "std", "sub", "sum", "t", "tanh", "Tensor", "tensor", "transpose", "uint8", "unsqueeze",
+    "utils", "var", "WeightsError", "where", "zeros", "zeros_like",
 ]  # fmt: skip
 
 half, float, double = float16, float32, float64

@@ -120,6 +120,9 @@ def info() -> None:
         print(
             f"  {name:14} {'ready' if reason is None else 'missing. ' + reason} ({backend.device})"
         )
+    print("CUDA")
+    for name, value in _cuda().items():
+        print(f"  {name:14} {value}")
     if why_missing("numba") is None:
         print("compiled kernels")
         for name, value in _cache().items():
@@ -147,6 +150,15 @@ def _cpu() -> dict[str, str]:
         facts["vector units"] = " ".join(f for f in wanted if features.get(f)) or "none known"
         facts["Numba threads"] = str(numba.config.NUMBA_NUM_THREADS)
     return facts
+
+
+def _cuda() -> dict[str, str]:
+    from .kernels.gpu import _diagnosis
+
+    facts = _diagnosis.facts()
+    wanted = facts["driver"] != "none" or facts["CuPy"] != "not installed"
+    problems = _diagnosis.problems() if wanted else []
+    return {**facts, **{f"to mend, {i + 1}": p for i, p in enumerate(problems)}}
 
 
 def _cache() -> dict[str, str]:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from . import cuda
 from .kernels import Backend, BackendError
+from .kernels.reference import is_float
 
 if TYPE_CHECKING:
     from . import program
@@ -191,10 +193,14 @@ class Function:
             )
         ctx = cls()
         ctx.k, ctx.needs = k, tuple(needs)
-        out = Tensor(ctx.forward(*arrays, **constants), k)
+        try:
+            out = Tensor(ctx.forward(*arrays, **constants), k)
+        except MemoryError as error:
+            cuda.raise_named(error, ctx.name, arrays)
+            raise
         if cls.view and k.xp.may_share_memory(out._array, arrays[0]):
             out._share_memory(args[0])
-        if True in needs and out._array.dtype.kind == "f":
+        if True in needs and is_float(out._array.dtype):
             ctx._join_graph(args, arrays, out)
         return out
 
@@ -250,7 +256,11 @@ class Function:
                     "overwrote it after the forward; use the form that is not in place "
                     "(x = x + 1), or give it x.clone()"
                 )
-        grads = ctx.backward(g)
+        try:
+            grads = ctx.backward(g)
+        except MemoryError as error:
+            cuda.raise_named(error, f"the gradient of {ctx.name}", (g, *ctx.saved))
+            raise
         grads = grads if isinstance(grads, tuple) else (grads,)
         if len(grads) != len(ctx.needs):
             raise GradientError(

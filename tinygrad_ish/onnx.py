@@ -685,6 +685,25 @@ def _linear(
     return writer.op("Relu", y) if activation == "relu" else y
 
 
+def _linear_int8(
+    writer: _Writer,
+    result: Value,
+    x: Operand,
+    w8: Operand,
+    scale: Operand,
+    b: Operand | None = None,
+    activation: str | None = None,
+) -> Operand:
+    wide = np.promote_types(x.dtype, np.float32)
+    product = writer.op("Gemm", writer.cast(x, wide), writer.cast(w8, wide), transB=1)
+    y = writer.op("Mul", product, writer.cast(scale, wide))
+    if b is not None:
+        y = writer.op("Add", y, writer.cast(b, wide))
+    if activation == "relu":
+        y = writer.op("Relu", y)
+    return writer.cast(y, result.dtype)
+
+
 def _layer_norm(
     w: _Writer,
     result: Value,
@@ -720,7 +739,8 @@ ROWS: dict[str, Row] = {
     "log_softmax": _log_softmax,
     "reshape": _reshape, "permute": _permute, "expand": _expand, "getitem": _getitem, "cat": _cat,
     "index_select": _index_select, "gather": _gather,
-    "matmul": _binary("MatMul"), "linear": _linear, "layer_norm": _layer_norm,
+    "matmul": _binary("MatMul"), "linear": _linear, "linear_int8": _linear_int8,
+    "layer_norm": _layer_norm,
 }  # fmt: skip
 
 

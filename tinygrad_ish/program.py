@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import autograd
+from . import amp, autograd
 from .autograd import Array, Version
 from .device import resolve
-from .kernels import Backend, reference
+from .kernels import Backend, get_float32_matmul_precision, reference
 from .tensor import Tensor
 
 __all__ = ["CompileError", "CompiledFunction", "Instruction", "Program", "compile"]
@@ -62,7 +62,7 @@ class Instruction:
     def writes(self) -> list[Array]:
         """The arrays that the call changes: its results, and what it updates in place."""
         updated = [self.args[name] for name in reference.UPDATES.get(self.kernel, ())]
-        return [a for a in (*self.results, *updated) if a is not None]
+        return [a for a in _flat((*self.results, *updated)) if a is not None]
 
     def touches(self, array: Array) -> bool:
         """Whether it reads or writes this memory."""
@@ -485,7 +485,7 @@ def counts_first(draft: Draft) -> None:
     for s in [s for _, s in draft.instructions() if s.kernel == "count_step"]:
         i = draft.steps.index(s)
         hosts = [h for h in draft.steps[place:i] if isinstance(h, Host)]
-        if not hosts and not draft.touching(s.args["state"], 0, i):
+        if not hosts and not any(draft.touching(a, 0, i) for a in s.arguments()):
             draft.steps.insert(place, draft.steps.pop(i))
 
 
@@ -516,9 +516,11 @@ def _scales(step: Instruction | Host) -> bool:
     return arrays and b.size == 1 and a.flags.c_contiguous and _place(a) == _place(result)
 
 
-def _owner(x: Array) -> Array:
-    """The array that holds the memory."""
-    while getattr(x, "base", None) is not None:
+def _owner(x: Array) -> Any:
+    """What holds the memory: the array that owns it, or CuPy's allocation."""
+    if not isinstance(x, np.ndarray):
+        return x.data.mem  # as_strided gives arrays without a base there
+    while x.base is not None:
         x = x.base
     return x
 
@@ -862,6 +864,8 @@ class CompiledFunction:
             tuple([_form(a, tensors) for a in args]),
             tuple([(k, _form(v, tensors)) for k, v in kwargs.items()]) if kwargs else (),
             autograd.is_grad_enabled(),
+            amp.regions(),
+            get_float32_matmul_precision(),
             _pattern(tensors),
         )
         try:

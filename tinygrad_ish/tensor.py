@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, TypeVar, Union
 
 import numpy as np
 
-from . import autograd, dtypes
+from . import autograd, cuda, dtypes
+from .amp import in_float32, in_low_precision
 from .autograd import Array, Function, InPlaceError, Version, is_grad_enabled
 from .device import device as device_name
 from .device import resolve
@@ -179,6 +180,8 @@ class Tensor:
     def __repr__(self) -> str:
         self._refuse_read("repr()")
         values = self.backend.to_numpy(self._array)
+        if values.dtype.name == "bfloat16":  # which NumPy does not round for printing
+            values = values.astype(np.float32)
         parts = [np.array2string(values, precision=4, separator=", ", prefix="tensor(")]
         if not values.size and self.ndim > 1:
             parts.append(f"size={self.shape}")
@@ -371,9 +374,12 @@ class Tensor:
 
     # --- dtype and device --------------------------------------------------------------------
 
-    def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Tensor:
+    def to(
+        self, *args: Any, device: Any = None, dtype: Any = None, non_blocking: _bool = False
+    ) -> Tensor:
         """The tensor in another dtype or on another device, given in any order; itself if
-        nothing changes. ``x.to(other)`` takes both from a tensor."""
+        nothing changes. ``x.to(other)`` takes both from a tensor. ``non_blocking`` is there so that
+        PyTorch's calls run; ``DataLoader(device=...)`` copies while the GPU computes."""
         for a in args:
             if isinstance(a, Tensor):
                 device, dtype = a.backend, a.dtype
@@ -397,7 +403,9 @@ class Tensor:
                 "x.detach()"
             )
         self._refuse_read(f"to({backend.device})")
-        return Tensor(backend.xp.array(self.backend.to_numpy(self._array)), backend)
+        with cuda.named("a copy of a tensor", self.shape, self.dtype):
+            array = backend.xp.array(self.backend.to_numpy(self._array))
+        return Tensor(array, backend)
 
     def cpu(self) -> Tensor:
         """The tensor on the CPU."""
@@ -418,6 +426,10 @@ class Tensor:
     def half(self) -> Tensor:
         """As float16."""
         return self.to(dtypes.float16)
+
+    def bfloat16(self) -> Tensor:
+        """As bfloat16."""
+        return self.to("bfloat16")
 
     def int(self) -> Tensor:
         """As int32."""
@@ -443,7 +455,7 @@ class Tensor:
             other = self._operand(other, name)
         a = self._array
         if not isinstance(other, Tensor):
-            if a.dtype.kind == "f" or isinstance(other, bool):
+            if dtypes.is_float(a.dtype) or isinstance(other, bool):
                 return self, other
             return self.to(dtypes.result_type(self, other)), other
         b = other._array
@@ -460,7 +472,7 @@ class Tensor:
         return a._of_kind(kinds, name), b
 
     def _of_kind(self, kinds: str, name: str) -> Tensor:
-        if self.dtype.kind not in kinds:
+        if ("f" if dtypes.is_float(self.dtype) else self.dtype.kind) not in kinds:
             raise TypeError(
                 f"{name}: not defined for {self.dtype.name}; cast first, with x.int(), x.float() "
                 "or x.bool()"
@@ -512,6 +524,7 @@ class Tensor:
         """self - other·⌊self / other⌋."""
         return elementwise.Remainder.apply(*self._numbers(other, "remainder"))
 
+    @in_float32
     def pow(self, exponent: Operand) -> Tensor:
         """self to the power ``exponent``."""
         return elementwise.Pow.apply(*self._numbers(exponent, "pow"))
@@ -547,10 +560,12 @@ class Tensor:
         """self²."""
         return self.pow(2)
 
+    @in_float32
     def exp(self) -> Tensor:
         """e to the power self."""
         return elementwise.Exp.apply(self._floating())
 
+    @in_float32
     def log(self) -> Tensor:
         """The natural logarithm."""
         return elementwise.Log.apply(self._floating())
@@ -620,6 +635,7 @@ class Tensor:
     def __pow__(self, other: Operand) -> Tensor:
         return self.pow(other)
 
+    @in_float32
     def __rpow__(self, other: Operand) -> Tensor:
         a, b = self._numbers(other, "pow")
         return elementwise.Pow.apply(b, a)
@@ -741,6 +757,7 @@ class Tensor:
             raise ValueError(f"dim: {dim} names an axis twice")
         return axes if self.ndim and axes else None
 
+    @in_float32
     def sum(self, dim: Dim = None, keepdim: _bool = False, *, dtype: Any = None) -> Tensor:
         """The sum over ``dim``, over everything if None."""
         x = self if dtype is None else self.to(dtype)
@@ -818,12 +835,14 @@ class Tensor:
         """Whether every element is not zero."""
         return self._plain("all", self, self._axes(dim), keepdim)
 
+    @in_float32
     def softmax(self, dim: _int) -> Tensor:
         """e^self / Σ e^self along ``dim``."""
         return reductions.Softmax.apply(self._floating()._rank_one(), axis=self._axis(dim)).reshape(
             self.shape
         )
 
+    @in_float32
     def log_softmax(self, dim: _int) -> Tensor:
         """The logarithm of softmax along ``dim``."""
         return reductions.LogSoftmax.apply(
@@ -1013,6 +1032,7 @@ class Tensor:
 
     # --- products ----------------------------------------------------------------------------
 
+    @in_low_precision
     def matmul(self, other: Tensor) -> Tensor:
         """The matrix product; leading axes broadcast, one-dimensional operands are a row on the
         left and a column on the right. The dtypes must be the same."""
@@ -1102,7 +1122,9 @@ class Tensor:
         recorder = autograd.recorder()
         if recorder is not None:
             recorder.saw(self)
-        if not getattr(place.flags, "writeable", True):  # CuPy has no such flag
+        steps = zip(place.shape, place.strides, strict=True)
+        expanded = place.size and any(n > 1 and step == 0 for n, step in steps)
+        if expanded or not getattr(place.flags, "writeable", True):  # CuPy has no such flag
             raise ValueError(f"{writer}: the memory is expanded or read-only; clone() it first")
         self.backend.copy(values, out=place)
         self._version.bump(writer)
@@ -1244,7 +1266,7 @@ def as_tensor(data: Any, dtype: Any = None, device: Any = None) -> Tensor:
     if isinstance(data, Tensor):
         return data.to(dtype=dtype, device=device)
     backend = resolve(device)
-    if dtype is None and backend.owns(data) and data.dtype in dtypes.SUPPORTED:
+    if dtype is None and backend.owns(data) and dtypes.is_supported(data.dtype):
         return _sharing(backend.asarray(data), backend)
     return tensor(data, dtype, backend)
 
@@ -1266,8 +1288,9 @@ def full(
 ) -> Tensor:
     """A tensor with every element ``fill_value``; its dtype is the value's unless given."""
     dtype = dtypes.result_type(fill_value) if dtype is None else dtypes.as_dtype(dtype)
-    backend = resolve(device)
-    out = _made(backend.full(_shape(size), fill_value, dtype), backend)
+    backend, shape = resolve(device), _shape(size)
+    with cuda.named("a tensor", shape, dtype):
+        out = _made(backend.full(shape, fill_value, dtype), backend)
     return out.requires_grad_(requires_grad)
 
 
@@ -1283,8 +1306,10 @@ def ones(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool 
 
 def empty(*size: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A float32 (unless told) tensor with no particular values."""
-    backend = resolve(device)
-    array = backend.empty(_shape(_flat(size)), dtypes.as_dtype(dtype or dtypes.DEFAULT_FLOAT))
+    backend, shape = resolve(device), _shape(_flat(size))
+    kind = dtypes.as_dtype(dtype or dtypes.DEFAULT_FLOAT)
+    with cuda.named("a tensor", shape, kind):
+        array = backend.empty(shape, kind)
     return _made(array, backend).requires_grad_(requires_grad)
 
 

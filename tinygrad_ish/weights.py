@@ -13,7 +13,7 @@ A file is a stream of plain msgpack objects (https://github.com/msgpack/msgpack/
    tree     the saved object, with nil where its tensors stand
    tensors  an array of maps {"path", "dtype", "shape", "sha256"}: the keys (str) and
             indices (int) that lead to the tensor's nil in the tree, a name out of
-            ``DTYPES``, the dimensions, and the SHA-256 of its bytes (bin 8, 32 bytes)
+            ``KNOWN``, the dimensions, and the SHA-256 of its bytes (bin 8, 32 bytes)
    metadata a map with str keys: whatever the writer wants to say
    ======== ==========================================================================
 
@@ -53,6 +53,8 @@ from typing import Any, TypeAlias
 import msgpack
 import numpy as np
 
+from .kernels.reference import is_float
+
 FORMAT = "tinygrad_ish"
 VERSION = 1
 DTYPES = (
@@ -68,7 +70,8 @@ DTYPES = (
     "float16",
     "float32",
     "float64",
-)
+)  # NumPy's own
+KNOWN = (*DTYPES, "bfloat16")
 KINDS = {"weights": "load", "program": "load_program"}  # and what reads each
 ALIGNMENT = 64
 PIECE_LIMIT = 2**32 - 64  # the longest bin 32 that leaves the next piece's elements whole
@@ -120,7 +123,7 @@ def save(obj: Any, path: StrPath, metadata: dict[str, Any] | None = None) -> Non
     """Write ``obj`` (a state dict, or any tree of containers) to ``path``, all of it or nothing.
 
     ``obj`` holds dicts with str keys, lists, tuples, tensors, NumPy arrays and scalars of one of
-    ``DTYPES``, str, bytes, int (64 bits), float, bool and None. ``load`` returns tuples as lists,
+    ``KNOWN``, str, bytes, int (64 bits), float, bool and None. ``load`` returns tuples as lists,
     dict subclasses as dicts, arrays and NumPy scalars as tensors; a tensor that stands in two
     places is written, and comes back, twice. ``metadata`` is like ``obj`` without tensors.
 
@@ -168,7 +171,8 @@ def load(path: StrPath, map_location: Any = None, *, weights_only: bool = True) 
 
     A safetensors file, a Flax msgpack file or a NumPy .npz archive is known by its content and read
     too, names and nesting as they are there (see ``tinygrad_ish.formats``). Arrays of a dtype that
-    tensors lack (uint16, uint32, uint64) come back as NumPy arrays, bfloat16 ones as float32.
+    tensors lack (uint16, uint32, uint64) come back as NumPy arrays, bfloat16 ones of others' files
+    as float32; of ours they need ml_dtypes.
 
     Raises WeightsError (a ValueError) for a file that is foreign, damaged, truncated, of a newer
     version or not as the format demands, and OSError where it cannot be read.
@@ -177,7 +181,7 @@ def load(path: StrPath, map_location: Any = None, *, weights_only: bool = True) 
     from .tensor import as_tensor
 
     def convert(array: Array) -> Any:
-        known = array.dtype in dtypes.SUPPORTED
+        known = dtypes.is_supported(array.dtype)
         return as_tensor(array, device=map_location) if known else array
 
     with opened(path) as file:
@@ -295,10 +299,10 @@ def _array(value: Any, place: TreePath) -> Array:
             f"{type(value).__qualname__}, expected a tensor, np.ndarray, dict, list, tuple, str, "
             f"bytes, int, float, bool or None: {remedy}"
         )
-    if array.dtype.name not in DTYPES:
+    if array.dtype.name not in KNOWN:
         raise WeightsError(
             f"{_name(place)}: cannot save dtype {printable(str(array.dtype))}, expected one of "
-            f"{', '.join(DTYPES)}: convert it, e.g. with .astype(np.float32)"
+            f"{', '.join(KNOWN)}: convert it, e.g. with .astype(np.float32)"
         )
     return array
 
@@ -595,9 +599,9 @@ def _tensor(line: Any, index: int, start: int) -> _Tensor:
     if type(path) is not list or not all(type(key) in (str, int) for key in path):
         raise _damaged(f"{what}: expected a path of str and int, found {_shown(path)}")
     what = f"tensor {_name(tuple(path))!r}"
-    if type(dtype) is not str or dtype not in DTYPES:
-        raise _damaged(f"{what}: expected a dtype of {', '.join(DTYPES)}, found {_shown(dtype)}")
-    little = np.dtype(dtype).newbyteorder("<")
+    if type(dtype) is not str or dtype not in KNOWN:
+        raise _damaged(f"{what}: expected a dtype of {', '.join(KNOWN)}, found {_shown(dtype)}")
+    little = _dtype_named(dtype, what).newbyteorder("<")
     if (
         type(shape) is not list
         or len(shape) > NDIM_LIMIT
@@ -612,6 +616,16 @@ def _tensor(line: Any, index: int, start: int) -> _Tensor:
     if type(sha256) is not bytes or len(sha256) != 32:
         raise _damaged(f"{what}: expected a sha256 of 32 bytes, found {_shown(sha256)}")
     return _Tensor(tuple(path), little, tuple(shape), sha256, start)
+
+
+def _dtype_named(name: str, what: str) -> np.dtype[Any]:
+    """One of ``KNOWN``; WeightsError for bfloat16 where there is none."""
+    from . import dtypes
+
+    try:
+        return dtypes.bfloat16 if name == "bfloat16" else np.dtype(name)
+    except ImportError as error:
+        raise WeightsError(f"{what}: {error}") from None
 
 
 def _find(root: list[Any], path: TreePath) -> tuple[Any, Any]:
@@ -762,7 +776,7 @@ def _row(file: io.BufferedReader, tensor: _Tensor) -> tuple[str, ...]:
         array = _read_tensor(file, tensor)
     except WeightsError:
         return (*cells, "BAD", "", "", "")
-    if tensor.dtype.kind != "f" or not array.size:
+    if not is_float(tensor.dtype) or not array.size:
         return (*cells, "ok", "", "", "")
     with np.errstate(all="ignore"):  # inf - inf in the mean
         values = (array.min(), array.max(), array.mean(dtype=np.float64))

@@ -1,8 +1,8 @@
 """The Numba backend: compiled kernels under the reference's names.
 
-A flat module, filled as it is used: the file that holds a kernel, and Numba with it, is imported
-when the kernel is first asked for. ``warmup`` compiles ahead, ``cache_info`` describes the disk
-cache.
+A flat module, filled as it is used: the file that holds a kernel is imported when the kernel is
+first asked for, and Numba when one is not in the disk cache. ``warmup`` compiles ahead,
+``cache_info`` describes the disk cache.
 """
 
 from __future__ import annotations

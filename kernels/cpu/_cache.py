@@ -3,7 +3,7 @@
     <cache>/kernels-<stamp>/<kernel>-<dtype>.bin        sha256 of (name, payload), then payload
 
 The stamp names everything the code depends on, so a file is right or absent, never stale. A
-payload is executed (unpickled, then run), so the folder belongs to its user alone. No failure of
+payload is executed (it is machine code), so the folder belongs to its user alone. No failure of
 the folder stops a run: it costs one warning, and the kernels are compiled again.
 """
 

@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba.core import cgutils
-from numba.core.registry import cpu_target
-from numba.core.types.containers import UniTuple
-from numba.extending import intrinsic
+from ._jit import cgutils, intrinsic, ir, target, types
 
 __all__ = [
     "by_precision", "copysign", "fma", "mantissa_and_exponent", "nearest", "polynomial",
     "power_of_two",
 ]  # fmt: skip
 
-# The CPU that code is made for: the cache stamp holds the same names.
-TRIPLE, _, _features = cpu_target.target_context.codegen().magic_tuple()
-FEATURES = frozenset(_features.split(","))
+TRIPLE, FEATURES = target()
 IS_X86 = TRIPLE.startswith(("x86_64", "i686"))
 HAS_FMA = not IS_X86 or "+fma" in FEATURES
 
@@ -145,7 +139,7 @@ def mantissa_and_exponent(typingctx: Any, x: Any) -> Any:
         e = builder.fsub(e, bits.rounder)
         return context.make_tuple(builder, signature.return_type, (m, e))
 
-    return UniTuple(x, 2)(x), generate
+    return types.UniTuple(x, 2)(x), generate
 
 
 @intrinsic

@@ -10,10 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.core.types.containers import UniTuple
-from numba.extending import intrinsic
+from ._jit import cgutils, intrinsic, ir, types
 
 __all__ = ["folds", "lanes_of", "magnitude", "spread", "sums", "updates"]
 
@@ -50,7 +47,7 @@ def folds(
     def total(typingctx: Any, rows: Any, numbers: Any) -> Any:
         dtype = rows.types[0].dtype
         result = types.float64 if widen else dtype
-        several = UniTuple(result, len(terms)) if len(terms) > 1 else result
+        several = types.UniTuple(result, len(terms)) if len(terms) > 1 else result
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             narrow, wide = (context.get_data_type(t) for t in (dtype, result))

@@ -23,7 +23,9 @@ A task returns 0, or another number to stop the run: what it refuses is then rai
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import struct
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
@@ -31,23 +33,33 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-from llvmlite import binding as ll
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
-from numba.np import arrayobj
+from llvmlite import binding as llvm
 
 from . import _threads
 from ._intrinsics import IS_X86
-from ._jit import DTYPES, Task, device, jit
-from ._threads import WAITED
+from ._jit import (
+    ANSWER_BITS,
+    NO_MEMORY,
+    Task,
+    cgutils,
+    device,
+    driver,
+    intrinsic,
+    ir,
+    late,
+    types,
+)
+from ._threads import TABLE, WAITED
 
 __all__ = [
-    "Call", "Plan", "floats", "integer", "integers", "matrix", "number", "rows", "run", "vector",
+    "Call", "Plan", "array_at", "flat", "floats", "free", "integer", "integers", "matrix", "number",
+    "rows", "run", "scratch", "vector",
 ]  # fmt: skip
 
 LINE = 8  # int64 numbers in a cache line: counters that threads change stand this far apart
 
+
+arrayobj = late("numba.np.arrayobj")
 
 # --- reading arguments, in a task -----------------------------------------------------------
 
@@ -58,36 +70,43 @@ def _slot(context: Any, builder: Any, args: Any, k: Any, type_: Any) -> Any:
     return builder.load(builder.bitcast(builder.gep(place, [k]), type_.as_pointer()))
 
 
-def _array(kind: Any, ndim: int, strided: bool) -> Any:
+def array_at(
+    context: Any, builder: Any, array: Any, data: Any, shape: list[Any], *strides: Any
+) -> Any:
+    """Emit an array of this type at ``data``; C-contiguous if no strides are given."""
+    element = context.get_data_type(array.dtype)
+    item = context.get_abi_sizeof(element)
+    if not strides:
+        strides = (ir.IntType(64)(item),)
+        for length in reversed(shape[1:]):
+            strides = (builder.mul(strides[0], length), *strides)
+    result = context.make_array(array)(context, builder)
+    arrayobj.populate_array(
+        result,
+        data=builder.bitcast(data, element.as_pointer()),
+        shape=shape,
+        strides=strides,
+        itemsize=context.get_constant(types.intp, item),
+        meminfo=None,
+    )
+    return result._getvalue()
+
+
+def _array(kind: str | None, ndim: int, strided: bool) -> Any:
     """The intrinsic that makes an array of the slots from k on: address, shape, strides."""
 
     @intrinsic
     def read(typingctx, args, k):
-        dtype = kind or args.dtype
-        array = types.Array(dtype, ndim, "A" if strided else "C")
+        array = types.Array(getattr(types, kind) if kind else args.dtype, ndim, "CA"[strided])
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             pointer, first = values
-            numbers = [
+            address, *numbers = (
                 _slot(context, builder, pointer, builder.add(first, first.type(n)), ir.IntType(64))
                 for n in range(1 + ndim * (2 if strided else 1))
-            ]
-            item = context.get_abi_sizeof(context.get_data_type(dtype))
-            shape, strides = numbers[1 : 1 + ndim], numbers[1 + ndim :]
-            if not strided:
-                strides = [ir.Constant(ir.IntType(64), item)]
-                for length in reversed(shape[1:]):
-                    strides.insert(0, builder.mul(strides[0], length))
-            result = context.make_array(array)(context, builder)
-            arrayobj.populate_array(
-                result,
-                data=builder.inttoptr(numbers[0], context.get_data_type(dtype).as_pointer()),
-                shape=shape,
-                strides=strides,
-                itemsize=context.get_constant(types.intp, item),
-                meminfo=None,
             )
-            return result._getvalue()
+            data = builder.inttoptr(address, cgutils.voidptr_t)
+            return array_at(context, builder, array, data, numbers[:ndim], *numbers[ndim:])
 
         return array(args, types.int64), generate
 
@@ -97,8 +116,21 @@ def _array(kind: Any, ndim: int, strided: bool) -> Any:
 vector = _array(None, 1, strided=False)  # slots: address, length
 rows = _array(None, 2, strided=False)  # slots: address, rows, columns
 matrix = _array(None, 2, strided=True)  # slots: address, rows, columns, two strides in bytes
-floats = _array(types.float64, 1, strided=False)  # slots: address, length
-integers = _array(types.int64, 1, strided=False)  # slots: address, length
+floats = _array("float64", 1, strided=False)  # slots: address, length
+integers = _array("int64", 1, strided=False)  # slots: address, length
+
+
+@intrinsic
+def slots(typingctx: Any, args: Any, k: Any, count: Any) -> Any:
+    """The slots from k on themselves, as an array of int64."""
+    array = types.Array(types.int64, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer, first, length = values
+        place = builder.bitcast(pointer, ir.IntType(64).as_pointer())
+        return array_at(context, builder, array, builder.gep(place, [first]), [length])
+
+    return array(args, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -131,13 +163,75 @@ def number(typingctx: Any, args: Any, k: Any) -> Any:
     return types.float64(args, types.int64), generate
 
 
+# --- memory, in a task ------------------------------------------------------------------------
+
+ALIGNED = 64  # bytes: a cache line
+
+
+@intrinsic
+def scratch(typingctx: Any, dtype: Any, size: Any) -> Any:
+    """An array (size,) of this dtype that begins a cache line, to be given back by ``free``.
+
+    Numba's own arrays count references, by functions that are there only if Numba is imported.
+    """
+    array = types.Array(dtype.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        item = context.get_abi_sizeof(context.get_data_type(array.dtype))
+        room = builder.add(builder.mul(values[1], size_t(item)), size_t(2 * ALIGNED))
+        memory = builder.call(_function(builder, "malloc", voidptr, [size_t]), [room])
+        cgutils.guard_memory_error(context, builder, memory)
+        start = builder.add(builder.ptrtoint(memory, size_t), size_t(2 * ALIGNED - 1))
+        data = builder.inttoptr(builder.and_(start, size_t(-ALIGNED)), voidptr.as_pointer())
+        builder.store(memory, builder.gep(data, [size_t(-1)]))  # what free is to be told
+        return array_at(context, builder, array, data, [values[1]])
+
+    voidptr, size_t = cgutils.voidptr_t, cgutils.intp_t
+    return array(dtype, types.int64), generate
+
+
+@intrinsic
+def free(typingctx: Any, array: Any) -> Any:
+    """Give back what ``scratch`` gave."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        data = context.make_array(array)(context, builder, values[0]).data
+        data = builder.bitcast(data, cgutils.voidptr_t.as_pointer())
+        memory = builder.load(builder.gep(data, [cgutils.intp_t(-1)]))
+        release = _function(builder, "free", ir.VoidType(), [cgutils.voidptr_t])
+        builder.call(release, [memory])
+        return context.get_dummy_value()
+
+    return types.void(array), generate
+
+
+@intrinsic
+def flat(typingctx: Any, array: Any) -> Any:
+    """All elements of a C-contiguous array as a vector."""
+    vector = types.Array(array.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        whole = context.make_array(array)(context, builder, values[0])
+        return array_at(context, builder, vector, whole.data, [whole.nitems])
+
+    return vector(array), generate
+
+
+def _function(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    """A function of the C library."""
+    kind = ir.FunctionType(result, arguments)
+    return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
 # --- running them, in native code -----------------------------------------------------------
 # A call in slots: the task's address, count, values. The calls of a plan lie WIDTH slots apart.
+# A job: how many numbers say where its levels begin and end, how many slots its calls take; then
+# these numbers and slots themselves.
 
+HEAD = 2
 WIDTH = 32
 FIRST = 2  # the slot of the first value
 STOPPED = 0  # the first counter: which call stopped the run, and the task's answer
-ANSWER_BITS = 40
 FOLLOWS = -1  # in the place of a count: each task runs after that task of the call before
 PATIENCE = 500  # rests, some microseconds, before a waiting thread makes way for others
 
@@ -160,9 +254,7 @@ def _call_task(typingctx: Any, code: Any, call: Any, i: Any) -> Any:
             argtypes,
             [builder.bitcast(arguments, cgutils.voidptr_t), number],
         )
-        with cgutils.if_unlikely(builder, status.is_error):
-            context.call_conv.return_status_propagate(builder, status)
-        return answer
+        return builder.select(status.is_error, answer.type(NO_MEMORY), answer)
 
     return types.int64(code, types.int64, types.int64), generate
 
@@ -207,7 +299,7 @@ def _rest(typingctx: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         if IS_X86:
-            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+            builder.call(_function(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
         return context.get_dummy_value()
 
     return types.void(), generate
@@ -218,16 +310,11 @@ def _make_way(typingctx: Any) -> Any:
     """Let another thread have this core, if one is waiting for it."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if ll.address_of_symbol("sched_yield") is not None:  # not on Windows
-            _call(builder, "sched_yield", ir.IntType(32))
+        if llvm.address_of_symbol("sched_yield") is not None:  # not on Windows
+            builder.call(_function(builder, "sched_yield", ir.IntType(32), []), [])
         return context.get_dummy_value()
 
     return types.void(), generate
-
-
-def _call(builder: Any, name: str, result: Any) -> None:
-    function_type = ir.FunctionType(result, [])
-    builder.call(cgutils.get_or_insert_function(builder.module, function_type, name), [])
 
 
 @intrinsic
@@ -236,12 +323,12 @@ def _now(typingctx: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         long = ir.IntType(64)
-        if ll.address_of_symbol("clock_gettime") is None:
+        if llvm.address_of_symbol("clock_gettime") is None:
             return long(0)
         place = cgutils.alloca_once(builder, long, size=2)
-        function_type = ir.FunctionType(ir.IntType(32), [ir.IntType(32), long.as_pointer()])
-        clock = cgutils.get_or_insert_function(builder.module, function_type, "clock_gettime")
-        builder.call(clock, [ir.IntType(32)(getattr(time, "CLOCK_MONOTONIC", 0)), place])
+        int32 = ir.IntType(32)
+        clock = _function(builder, "clock_gettime", int32, [int32, long.as_pointer()])
+        builder.call(clock, [int32(getattr(time, "CLOCK_MONOTONIC", 0)), place])
         seconds, rest = (builder.load(builder.gep(place, [long(n)])) for n in range(2))
         return builder.add(builder.mul(seconds, long(10**9)), rest)
 
@@ -271,9 +358,11 @@ def _task(code, call, i):
     return (call << ANSWER_BITS) | answer if answer else 0
 
 
-@jit("const(int64[::1]), const(int64[::1])")
-def _serial(code, levels):
-    """Run the calls on this thread."""
+@driver(nogil=False)
+def _serial(args):
+    """Run a job on this thread."""
+    levels = slots(args, HEAD, integer(args, 0))
+    code = slots(args, HEAD + len(levels), integer(args, 1))
     for level in range(len(levels) - 1):
         for i in range(_count_of(code, levels, level)):
             stop = _task(code, levels[level], i)
@@ -324,16 +413,18 @@ NUMBER = 4 * LINE  # of the job
 IDLE = 1_500  # rests, some tenths of a millisecond, before a helper without a job sleeps
 
 
-@jit("const(int64[::1]), const(int64[::1]), int64[::1], int64", nogil=True)
-def _shared(code, levels, table, helpers):
-    """Run the calls on this thread and on the helpers that come; table[WAITED] says for how long
-    this thread waited for them."""
-    counters = np.zeros((2 * len(levels) + 1) * LINE, np.int64)
-    table[JOB], table[JOB + 1] = code.ctypes.data, len(code)
-    table[JOB + 2], table[JOB + 3] = levels.ctypes.data, len(levels)
+@driver(nogil=True)
+def _shared(args):
+    """Run calls on this thread and on the helpers that come; table[WAITED] says for how long this
+    thread waited for them."""
+    code, levels, table = integers(args, 0), integers(args, 2), integers(args, 4)
+    counters = scratch(np.int64, (2 * len(levels) + 1) * LINE)
+    counters[:] = 0
+    for k in range(4):
+        table[JOB + k] = integer(args, k)
     table[JOB + 4], table[JOB + 5] = counters.ctypes.data, len(counters)
     table[NUMBER] += 1
-    _store(table, LIMIT, helpers)
+    _store(table, LIMIT, integer(args, 6))
     _store(table, OPEN, table[NUMBER])
     waited = _work(code, levels, counters)
     _store(table, OPEN, 0)
@@ -342,12 +433,16 @@ def _shared(code, levels, table, helpers):
         _rest() if rests < PATIENCE else _make_way()
         rests += 1
     table[WAITED] = waited
-    return counters[STOPPED]
+    stop = counters[STOPPED]
+    free(counters)
+    return stop
 
 
-@jit("int64[::1], int64", nogil=True)
-def _help(table, helper):
+@driver(nogil=True)
+def _help(args):
     """Work on the jobs that are opened, until there was none for a while."""
+    table, helper = integers(args, 0), integer(args, 2)
+    jobs = _pointer(table)
     last = rests = 0
     while rests < IDLE:
         job = _load(table, OPEN)
@@ -358,7 +453,6 @@ def _help(table, helper):
             continue
         _fetch_add(table, INSIDE, 1)
         if _load(table, OPEN) == job:
-            jobs = _pointer(table)
             _work(integers(jobs, JOB), integers(jobs, JOB + 2), integers(jobs, JOB + 4))
             last, rests = job, 0
         _fetch_add(table, INSIDE, -1)
@@ -368,7 +462,8 @@ def _help(table, helper):
 # --- calls ----------------------------------------------------------------------------------
 
 LEAST_NANOSECONDS = 8_000  # of work for which a job for the helpers pays
-ONE_CALL = np.array([0, 1])
+SHARED = struct.Struct("=7q")  # what _shared is given
+ONE_CALL = struct.Struct("=4q")  # what stands before the slots of a job's only call
 
 
 class Call:
@@ -410,24 +505,37 @@ class Call:
         """The arrays among the values."""
         return [v for v in self.values if isinstance(v, np.ndarray)]
 
-    def refused(self, answer: int) -> None:
+    def refused(self, answer: int, arrays: list[np.ndarray] | None = None) -> None:
         """Raise what the task's answer means."""
+        if answer == NO_MEMORY:
+            raise MemoryError(f"{self.task.name} got no memory for its intermediate results")
         assert self.refuse is not None, self.task.name
-        self.refuse(answer, self.arrays())
+        self.refuse(answer, self.arrays() if arrays is None else arrays)
 
 
-def _perform(code: np.ndarray, levels: np.ndarray, nanoseconds: float) -> int:
-    """Run the calls, on several threads if it pays and no other thread of Python is doing so."""
-    crew = _threads.crew
+def _perform(job: np.ndarray, nanoseconds: float) -> int:
+    """Run a job, on several threads if it pays and no other thread of Python is doing so."""
+    crew, start = _threads.crew, address(job)
     if nanoseconds >= LEAST_NANOSECONDS and crew.lock.acquire(blocking=False):
-        start = time.perf_counter_ns()
+        now = time.perf_counter_ns()
         try:
-            stop = _shared(code, levels, crew.table, crew.gather(_help, start))
-            crew.waited(start, int(crew.table[WAITED]))
+            bounds, slots = job[:HEAD].tolist()
+            levels = start + 8 * HEAD
+            parts = (levels + 8 * bounds, slots, levels, bounds, address(crew.table), TABLE)
+            stop = _shared.native(SHARED.pack(*parts, crew.gather(_help.native, now)))
+            crew.waited(now, int(crew.table[WAITED]))
             return stop
         finally:
             crew.lock.release()
-    return _serial(code, levels)
+    return _serial.native(start)
+
+
+def _perform_one(packed: bytes, nanoseconds: float) -> int:
+    """Run a single call."""
+    job = ONE_CALL.pack(2, len(packed) // 8, 0, 1) + packed
+    if nanoseconds < LEAST_NANOSECONDS:
+        return _serial.native(job)
+    return _perform(np.frombuffer(job, np.int64), nanoseconds)
 
 
 def _divisible(calls: Iterable[Call]) -> float:
@@ -441,19 +549,22 @@ def _divisible(calls: Iterable[Call]) -> float:
 
 def run(*calls: Call) -> None:
     """Perform calls, one after another."""
+    nanoseconds = _divisible(calls)
     if len(calls) == 1:
-        code, levels = np.frombuffer(calls[0].pack(), np.int64), ONE_CALL
+        stop = _perform_one(calls[0].pack(), nanoseconds)
     else:
-        code, levels = _laid_out(calls), np.arange(len(calls) + 1)
-    stop = _perform(code, levels, _divisible(calls))
+        stop = _perform(_job(calls, range(len(calls) + 1)), nanoseconds)
     if stop:
         calls[stop >> ANSWER_BITS].refused(stop & ((1 << ANSWER_BITS) - 1))
 
 
-def _laid_out(calls: Sequence[Call]) -> np.ndarray:
+def _job(calls: Sequence[Call], levels: Sequence[int]) -> np.ndarray:
+    """The calls laid out, with where each level begins, and the end."""
     packed = [call.pack() for call in calls]
     assert all(len(slots) <= 8 * WIDTH for slots in packed)
-    return np.frombuffer(b"".join([slots.ljust(8 * WIDTH, b"\0") for slots in packed]), np.int64)
+    code = b"".join([slots.ljust(8 * WIDTH, b"\0") for slots in packed])
+    head = np.array([len(levels), len(code) // 8, *levels])
+    return np.concatenate([head, np.frombuffer(code, np.int64)])
 
 
 class Plan:
@@ -469,13 +580,14 @@ class Plan:
     ) -> None:
         self.calls = calls
         self.packed = packed
-        self._code = _laid_out(calls).copy()
         starts, follows = _levels(calls)
-        self._levels = np.array(starts)
+        self._job = _job(calls, starts)
+        self._start = address(self._job)
+        self._levels, self._code = np.split(self._job[HEAD:], [len(starts)])
         for n in follows:
             self._code[n * WIDTH + 1] = FOLLOWS
         self._divisible = _divisible(calls)
-        self._serial = _serial.compile(self._code.dtype)
+        self._serial = _serial.native
         self._bound: list[list[np.ndarray]] = []  # arrays of the calls, and what stands for them
 
     def binder(self, x: np.ndarray, written: Iterable[np.ndarray]) -> Callable[[np.ndarray], None]:
@@ -491,15 +603,15 @@ class Plan:
             for k, value in enumerate(call.values)
             if isinstance(value, np.ndarray) and np.may_share_memory(value, x)
         ]
-        code, bound, find = self._code.data, [x, x], finder(x)
+        code, bound = self._code.data, [x, x]
         self._bound.append(bound)
 
         def bind(array: np.ndarray) -> None:
-            start = find(array)
+            start = address(array)
             before = bisect_left(starts, start + size)  # so many of them begin before its end
             if before and ends[before - 1] > start:
                 x[...] = array
-                array, start = x, find(x)
+                array, start = x, address(x)
             bound[1] = array  # kept alive: the code holds its address
             for slot, offset in places:
                 code[slot] = start + offset
@@ -516,8 +628,7 @@ class Plan:
 
     def _refused(self, n: int, answer: int) -> None:
         call = self.calls[n]
-        assert call.refuse is not None, call.task.name
-        call.refuse(answer, [self._current(a) for a in call.arrays()])
+        call.refused(answer, [self._current(a) for a in call.arrays()])
 
     def pieces(self) -> list[tuple[str, Callable[[], None]]]:
         """The calls by name, each to be performed alone."""
@@ -529,16 +640,16 @@ class Plan:
     def _run_one(self, n: int) -> None:
         code = self._code[n * WIDTH : (n + 1) * WIDTH].copy()
         code[1] = self.calls[n].count
-        stop = _perform(code, ONE_CALL, _divisible((self.calls[n],)))
+        stop = _perform_one(code.tobytes(), _divisible((self.calls[n],)))
         if stop:
             self._refused(n, stop)
 
     def run(self) -> None:
         """Perform the calls."""
         if self._divisible < LEAST_NANOSECONDS:
-            stop = self._serial(self._code, self._levels)
+            stop = self._serial(self._start)
         else:
-            stop = _perform(self._code, self._levels, self._divisible)
+            stop = _perform(self._job, self._divisible)
         if stop:
             self._refused(stop >> ANSWER_BITS, stop & ((1 << ANSWER_BITS) - 1))
 
@@ -585,43 +696,20 @@ def _depend(a: Call, b: Call) -> bool:
 
 
 # --- addresses ------------------------------------------------------------------------------
-# x.ctypes.data takes four times as long.
+# x.ctypes.data takes ten times as long.
+
+_word = ctypes.c_ssize_t.from_address
 
 
-@jit("const(T[:])")
-def _address_1(x):
-    return x.ctypes.data
-
-
-@jit("const(T[:, :])")
-def _address_2(x):
-    return x.ctypes.data
-
-
-@jit("const(int64[:])")
-def _address_of_integers(x):
-    return x.ctypes.data
-
-
-_finders: dict[tuple[int, int], Callable[[np.ndarray], int]] = {}  # by dtype.num and ndim
-
-
-def finder(x: np.ndarray) -> Callable[[np.ndarray], int]:
-    """A function that tells where the first element of arrays like x lies."""
-    key = x.dtype.num, x.ndim
-    if key not in _finders:
-        kernel: Any = {1: _address_1, 2: _address_2}.get(x.ndim) if x.dtype in DTYPES else None
-        if x.dtype == np.int64 and x.ndim == 1:
-            kernel = _address_of_integers
-        _finders[key] = kernel.compile(x.dtype) if kernel else _data
-    return _finders[key]
+def _first_field(x: np.ndarray) -> int:
+    """In NumPy's C interface that is where the elements lie (PyArrayObject_fields)."""
+    return _word(id(x) + object.__basicsize__).value
 
 
 def _data(x: np.ndarray) -> int:
     return int(x.ctypes.data)
 
 
-def address(x: np.ndarray) -> int:
-    """Where the first element of x lies."""
-    find = _finders.get((x.dtype.num, x.ndim))
-    return finder(x)(x) if find is None else find(x)
+_probe = np.empty(1)
+address = _first_field if _first_field(_probe) == _data(_probe) else _data
+"""Where the first element of an array lies."""

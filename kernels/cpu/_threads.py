@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import struct
 import threading
 import time
 import warnings
 from collections.abc import Callable
 
-import numba
 import numpy as np
 
 __all__ = ["crew", "get_num_threads", "set_num_threads"]
 
 
 WAITED = 40  # where in the table a job leaves how long it waited
+TABLE = WAITED + 8  # numbers in it
 LONG_WAIT = 200_000  # nanoseconds
 SHORT, LONGEST = 5_000_000, 40_000_000  # nanoseconds that a caller works alone then
 
@@ -24,16 +25,17 @@ class Helper:
     """A thread that takes part in jobs. It waits for the next one awake for a while, then asleep:
     waking it takes longer than a small job."""
 
-    def __init__(self, number: int, table: np.ndarray, work: Callable[[np.ndarray, int], int]):
+    def __init__(self, number: int, table: np.ndarray, work: Callable[[bytes], int]):
         self.asleep = False
         self._called = threading.Event()
-        self._work, self._table, self._number = work, table, number
+        self._work, self._table = work, table  # kept: its address is among the arguments
+        self._arguments = struct.pack("=3q", table.ctypes.data, len(table), number)
         name = f"tinygrad_ish helper {number + 1}"
         threading.Thread(target=self._live, name=name, daemon=True).start()
 
     def _live(self) -> None:
         while True:
-            self._work(self._table, self._number)
+            self._work(self._arguments)
             self._called.clear()
             self.asleep = True
             self._called.wait()
@@ -48,15 +50,15 @@ class Crew:
     """The helpers of this process, and the table where jobs are offered to them (_tasks.py)."""
 
     def __init__(self) -> None:
-        self.table = np.zeros(WAITED + 8, np.int64)
+        self.table = np.zeros(TABLE, np.int64)
         self.lock = threading.Lock()  # one job at a time
-        self.most = int(numba.config.NUMBA_NUM_THREADS)  # the cores that this process may use
+        self.most = _usable_cores()
         self.threads = self.most
         self._helpers: list[Helper] = []
         self._alone_until = 0  # by time.perf_counter_ns
         self._alone_for = SHORT
 
-    def gather(self, work: Callable[[np.ndarray, int], int], now: int) -> int:
+    def gather(self, work: Callable[[bytes], int], now: int) -> int:
         """Have the helpers look for jobs; how many may take part."""
         wanted = self.threads - 1 if now >= self._alone_until else 0
         while len(self._helpers) < wanted:
@@ -85,6 +87,15 @@ class Crew:
         threads = self.threads
         self.__init__()  # type: ignore[misc]
         self.threads = threads
+
+
+def _usable_cores() -> int:
+    """The cores that this process may use, or as many threads as Numba is told to have."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return int(os.environ.get("NUMBA_NUM_THREADS") or cores)
 
 
 crew = Crew()

@@ -11,9 +11,9 @@ import numpy as np
 from .. import reference
 from . import _math
 from ._arrays import compilable, deliver, destination
-from ._jit import Task, device, task
+from ._jit import Task, device, intrinsic, task, types
 from ._lanes import updates
-from ._tasks import Call, integer, run, vector
+from ._tasks import Call, array_at, integer, run, vector
 
 __all__ = [
     "exp", "gelu", "gelu_backward", "log", "relu", "relu_backward", "sigmoid", "tanh",
@@ -39,21 +39,29 @@ def shut(v, y):
 # --- tasks: a chunk of contiguous arrays of one length ---------------------------------------
 
 
-@device
 def _size_of_chunk(length):
     return CHUNK if length > FEW * CHUNK else SMALL_CHUNK
 
 
-@device
-def chunk(array, i):
+@intrinsic
+def chunk(typingctx: Any, array: Any, i: Any) -> Any:
     """The part of a one-dimensional array that task i takes."""
-    size = _size_of_chunk(len(array))
-    return array[i * size : (i + 1) * size]
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        whole, i = context.make_array(array)(context, builder, values[0]), values[1]
+        size_of = types.int64(types.int64)
+        size = context.compile_internal(builder, _size_of_chunk, size_of, [whole.nitems])
+        start = builder.mul(i, size)
+        left = builder.sub(whole.nitems, start)
+        length = builder.select(builder.icmp_signed("<", left, size), left, size)
+        return array_at(context, builder, array, builder.gep(whole.data, [start]), [length])
+
+    return array(array, types.int64), generate
 
 
 def chunks(length: int) -> int:
     """The number of tasks."""
-    return -(-length // _size_of_chunk.py_func(length))
+    return -(-length // _size_of_chunk(length))
 
 
 @task

@@ -49,14 +49,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import carray
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from ._intrinsics import FEATURES, IS_X86, TRIPLE, multiply_add
-from ._jit import device, task
-from ._tasks import Call, integer, matrix, rows, vector
+from ._jit import cgutils, device, intrinsic, ir, task, types
+from ._tasks import Call, array_at, flat, free, integer, matrix, rows, scratch, vector
 from .elementwise import clamp, shut
 
 __all__: list[str] = []
@@ -89,7 +85,6 @@ ALIAS = 1024  # rows so many bytes apart, or a multiple, compete for the same pl
 LINE = 64  # bytes in a cache line
 SHORT_BYTES = min(VECTOR_BYTES, 32)  # in a vector where shuffles count
 WIDE = 8  # vectors of a single row
-INT = types.intp
 FLOPS_PER_NANOSECOND = 100
 
 
@@ -233,7 +228,7 @@ def _at(typingctx, array, offset):
         data = context.make_array(array)(context, builder, args[0]).data
         return cgutils.pointer_add(builder, data, args[1])
 
-    return types.CPointer(array.dtype)(array, INT), generate
+    return types.CPointer(array.dtype)(array, types.intp), generate
 
 
 def _tile_of(rows: int, vectors: int) -> Any:
@@ -273,7 +268,8 @@ def _tile_of(rows: int, vectors: int) -> Any:
                 emit.store(value, c, place)
             return context.get_dummy_value()
 
-        return types.void(a, INT, INT, INT, INT, b, INT, c, INT, types.boolean), generate
+        size = types.intp
+        return types.void(a, size, size, size, size, b, size, c, size, types.boolean), generate
 
     return tile
 
@@ -294,7 +290,7 @@ def _transpose(typingctx, w, down, left, out, step):
             emit.store(row, out, builder.mul(step, step.type(r)))
         return context.get_dummy_value()
 
-    return types.void(w, INT, INT, out, INT), generate
+    return types.void(w, types.intp, types.intp, out, types.intp), generate
 
 
 @intrinsic
@@ -327,20 +323,18 @@ def _row_of_transposed(typingctx, x, along, count, w, down, left, c):
             emit.store(value, c, count.type(n * SHORT_BYTES))
         return context.get_dummy_value()
 
-    return types.void(x, INT, INT, w, INT, INT, c), generate
+    return types.void(x, types.intp, types.intp, w, types.intp, types.intp, c), generate
 
 
 @intrinsic
-def _aligned(typingctx, array):
-    """A pointer to the first cache line that begins in the array."""
+def _matrix_at(typingctx, pointer, height, width):
+    """The elements from the pointer on as an array, row after row."""
+    array = types.Array(pointer.dtype, 2, "C")
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        address = builder.ptrtoint(data, ir.IntType(64))
-        address = builder.and_(builder.add(address, address.type(LINE - 1)), address.type(-LINE))
-        return builder.inttoptr(address, data.type)
+        return array_at(context, builder, array, args[0], list(args[1:]))
 
-    return types.CPointer(array.dtype)(array), generate
+    return array(pointer, types.int64, types.int64), generate
 
 
 @intrinsic
@@ -350,7 +344,7 @@ def _after(typingctx, pointer, offset):
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return cgutils.pointer_add(builder, *args)
 
-    return pointer(pointer, INT), generate
+    return pointer(pointer, types.intp), generate
 
 
 @intrinsic
@@ -359,7 +353,7 @@ def _copy_bytes(typingctx, source, target, count):
         cgutils.raw_memcpy(builder, args[1], args[0], args[2], 1)
         return context.get_dummy_value()
 
-    return types.void(source, target, INT), generate
+    return types.void(source, target, types.intp), generate
 
 
 _tile = _tile_of(ROWS, VECTORS)
@@ -386,7 +380,7 @@ def _pack(b, k0, k1, j0, width, to):
             row = _at(b, k * down + j0 * item)
             _copy_bytes(row, _after(to, (k - k0) * PANEL_BYTES), PANEL_BYTES)
     else:
-        packed = carray(to, (k1 - k0, PANEL_BYTES // item))
+        packed = _matrix_at(to, k1 - k0, PANEL_BYTES // item)
         for k in range(k0, k1):
             for j in range(width):
                 packed[k - k0, j] = b[k, j0 + j]
@@ -410,7 +404,7 @@ def _copy(a, i0, n, k0, k1, to):
         for k in range(k1 - k0):
             _copy_bytes(_after(source, k * along), _after(to, k * row), n * item)
     else:
-        copy = carray(to, (k1 - k0, row // item))
+        copy = _matrix_at(to, k1 - k0, row // item)
         for k in range(k1 - k0):
             for i in range(n):
                 copy[k, i] = a[i0 + i, k0 + k]
@@ -439,8 +433,8 @@ def _sum_row(a, i, b, j0, width, c):
     """c (width) = a[i] @ b[:, j0 : j0 + width]; b is read once, and where it lies if it can be."""
     item, depth, (down, along) = b.itemsize, b.shape[0], b.strides
     x, x_along = _at(a, i * a.strides[0]), a.strides[1]
-    scratch = np.empty((min(DEPTH, depth) * PANEL_BYTES + LINE) // item, c.dtype)
-    packed = _aligned(scratch)
+    panel = scratch(c.dtype, min(DEPTH, depth) * PANEL_BYTES // item)
+    packed = _at(panel, 0)
     c = _at(c, 0)
     j = 0
     while along == item and j + WIDE * VECTOR_BYTES // item <= width:
@@ -460,6 +454,7 @@ def _sum_row(a, i, b, j0, width, c):
             x_at = _after(x, k0 * x_along)
             _row(x_at, 0, x_along, 1, k1 - k0, packed, PANEL_BYTES, c_at, 0, k0 == 0)
         j += here
+    free(panel)
 
 
 @device
@@ -505,9 +500,10 @@ def _block(a, b, bias, relu, gate, added, out, number):
     i0, j0 = number % down * tall, number // down * wide
     height, width = min(tall, m - i0), min(wide, n - j0)
     if height == 1:
-        sums = np.empty(-(-width // panel) * panel, out.dtype)
+        sums = scratch(out.dtype, -(-width // panel) * panel)
         _sum_row(a, i0, b, j0, width, sums)
         _finish(sums, 0, 0, bias, relu, gate, added, out, i0, 1, j0, width)
+        free(sums)
         return
     copied = wide >= COPIED * panel and height > HALF
     left, vector = height % ROWS, VECTOR_BYTES // item
@@ -516,10 +512,10 @@ def _block(a, b, bias, relu, gate, added, out, number):
     once = a.shape[1] <= DEPTH  # then the sums are stored, and never loaded again
     in_place = inside and not added and (once or not copied)
     if in_place:
-        sums, first, row, across = out.reshape(-1), i0 * n + j0, n, panel
+        sums, first, row, across = flat(out), i0 * n + j0, n, panel
     else:
         panels = -(-width // panel)
-        sums = np.empty(panels * (height + ROWS) * panel, out.dtype)
+        sums = scratch(out.dtype, panels * (height + ROWS) * panel)
         first, row, across = 0, panel, (height + ROWS) * panel
     _sum_block(a, b, i0, height, j0, width, copied, left == 0, sums, first, row, across)
     if bias.size or relu or gate.size or not in_place:
@@ -527,6 +523,8 @@ def _block(a, b, bias, relu, gate, added, out, number):
             here = min(panel, width - j)
             at = first + j // panel * across
             _finish(sums, at, row, bias, relu, gate, added, out, i0, height, j0 + j, here)
+    if not in_place:
+        free(sums)
 
 
 @device
@@ -534,8 +532,8 @@ def _sum_block(a, b, i0, height, j0, width, copied, whole, sums, first, row, acr
     """sums = a[i0 : i0 + height] @ b[:, j0 : j0 + width], panel after panel."""
     item, depth, panel = b.itemsize, b.shape[0], PANEL_BYTES // b.itemsize
     size = BLOCK * DEPTH + max(BLOCK, DEPTH) * LINE if copied else 0
-    scratch = np.empty(size + (min(DEPTH, depth) * PANEL_BYTES + 2 * LINE) // item, sums.dtype)
-    packed = _aligned(scratch)
+    memory = scratch(sums.dtype, size + (min(DEPTH, depth) * PANEL_BYTES + LINE) // item)
+    packed = _at(memory, 0)
     copy = _after(packed, (min(DEPTH, depth) * panel * item + LINE - 1) // LINE * LINE)
     for k0 in range(0, max(depth, 1), DEPTH):
         k1 = min(k0 + DEPTH, depth)
@@ -557,6 +555,7 @@ def _sum_block(a, b, i0, height, j0, width, copied, whole, sums, first, row, acr
             _sum_panel(
                 a_at, down, along, height, k1 - k0, source, step, c, row * item, k0 == 0, narrow
             )
+    free(memory)
 
 
 @task
@@ -581,7 +580,7 @@ def product(
     or the product is ``added`` to out. a and b have any strides, the others are contiguous.
     """
     m, n = out.shape
-    tall, wide = _shape_of_block.py_func(m, n, out.itemsize)
+    tall, wide = _shape_of_block(m, n, out.itemsize)
     none = (out, 0)
     return Call(
         _product,

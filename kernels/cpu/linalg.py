@@ -8,7 +8,7 @@ from .. import reference
 from ..reference import check_linear, check_linear_backward
 from ._arrays import compilable, deliver, destination
 from ._jit import task
-from ._tasks import Call, integer, rows, run, vector
+from ._tasks import Call, free, integer, rows, run, scratch, vector
 from .elementwise import relu_backward, relu_backward_calls
 from .gemm import product
 
@@ -22,7 +22,7 @@ def _sum_rows(args, i):
     g, added = rows(args, 0), integer(args, 5) != 0
     part = slice(i * COLUMNS, (i + 1) * COLUMNS)
     out = vector(args, 3)[part]
-    sums = np.zeros(len(out), out.dtype) if added else out
+    sums = scratch(out.dtype, len(out)) if added else out
     sums[:] = 0
     for n in range(g.shape[0]):
         row = g[n, part]
@@ -31,6 +31,7 @@ def _sum_rows(args, i):
     if added:
         for k in range(len(out)):
             out[k] += sums[k]
+        free(sums)
     return 0
 
 

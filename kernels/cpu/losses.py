@@ -14,7 +14,18 @@ from ..reference import REDUCTIONS, check_bce, check_cross_entropy, check_mse, r
 from ._arrays import compilable, deliver, destination
 from ._jit import Task, device, task
 from ._math import exp, log
-from ._tasks import Call, floats, integer, integers, number, rows, run, vector
+from ._tasks import (
+    Call,
+    floats,
+    free,
+    integer,
+    integers,
+    number,
+    rows,
+    run,
+    scratch,
+    vector,
+)
 from .rows import exp_rows, row_sum
 
 __all__ = ["bce_loss", "bce_with_logits", "mse_loss", "nll_loss", "softmax_cross_entropy"]
@@ -73,7 +84,7 @@ def _cross_entropy_rows(args, i):
     height = integer(args, 15)
     T = logits.dtype.type
     divisor = T(sums[0]) if reduction == MEAN else T(1)
-    tops, totals = np.empty(height, logits.dtype), np.empty(height)
+    tops, totals = scratch(logits.dtype, height), scratch(np.float64, height)
     first, last = i * height, min((i + 1) * height, len(labels))
     exp_rows(logits[first:last], dlogits[first:last], tops, totals)
     for n in range(first, last):
@@ -85,6 +96,8 @@ def _cross_entropy_rows(args, i):
                 logits[n], labels[n], weight, smoothing, tops[n - first], totals[n - first],
                 divisor, dlogits[n],
             )  # fmt: skip
+    free(tops)
+    free(totals)
     return 0
 
 
@@ -425,12 +438,14 @@ def _bce_chunk(args, i):
     reduction = integer(args, 14)
     part = slice(i * CHUNK, (i + 1) * CHUNK)
     x, t, d = input[part], target[part], dinput[part]
-    terms = loss[part] if reduction == NONE else np.empty(len(x), x.dtype)
+    memory, size = scratch(x.dtype, 2 * len(x)), len(x)
+    terms = loss[part] if reduction == NONE else memory[size:]
     outside = 0
-    for n in range(len(x)):
+    for n in range(size):
         outside |= 0 if x[n] >= 0 and x[n] <= 1 else 1
-    _bce_part(x, t, terms, d, np.empty(len(x), x.dtype))
+    _bce_part(x, t, terms, d, memory[:size])
     sums[1 + i] = _finish(terms, d, weight[part], reduction, len(input))
+    free(memory)
     return outside
 
 
@@ -444,10 +459,13 @@ def _bce_logits_chunk(args, i):
     reduction = integer(args, 14)
     part = slice(i * CHUNK, (i + 1) * CHUNK)
     x, t, d = input[part], target[part], dinput[part]
-    q = pos_weight[part] if pos_weight.size else np.ones(len(x), x.dtype)
-    terms = loss[part] if reduction == NONE else np.empty(len(x), x.dtype)
-    _bce_logits_part(x, t, q, terms, d, np.empty(len(x), x.dtype))
+    memory, size = scratch(x.dtype, 3 * len(x)), len(x)
+    memory[2 * size :] = 1
+    q = pos_weight[part] if pos_weight.size else memory[2 * size :]
+    terms = loss[part] if reduction == NONE else memory[size : 2 * size]
+    _bce_logits_part(x, t, q, terms, d, memory[:size])
     sums[1 + i] = _finish(terms, d, weight[part], reduction, len(input))
+    free(memory)
     return 0
 
 

@@ -17,7 +17,7 @@ from ..reference import check_layer_norm
 from ._arrays import compilable, deliver, destination
 from ._jit import device, task
 from ._lanes import sums, updates
-from ._tasks import Call, integer, number, rows, run, vector
+from ._tasks import Call, free, integer, number, rows, run, scratch, vector
 from .linalg import sum_rows
 
 __all__ = ["layer_norm", "layer_norm_backward"]
@@ -70,11 +70,9 @@ def _norm_row(x, weight, bias, eps, y):
 def _layer_norm_rows(args, i):
     x, weight, bias = rows(args, 0), vector(args, 3), vector(args, 5)
     y, mean, rstd = rows(args, 7), vector(args, 10), vector(args, 12)
-    eps, height, width = x.dtype.type(number(args, 14)), integer(args, 15), x.shape[1]
-    w = weight if weight.size else np.ones(width, x.dtype)
-    b = bias if bias.size else np.zeros(width, x.dtype)
+    eps, height = x.dtype.type(number(args, 14)), integer(args, 15)
     for n in range(i * height, min((i + 1) * height, len(x))):
-        mean[n], rstd[n] = _norm_row(x[n], w, b, eps, y[n])
+        mean[n], rstd[n] = _norm_row(x[n], weight, bias, eps, y[n])
     return 0
 
 
@@ -106,14 +104,14 @@ def _layer_norm_backward_rows(args, i):
     weight, dx, dweights, dbiases = vector(args, 10), rows(args, 12), rows(args, 15), rows(args, 18)
     height, width = integer(args, 21), x.shape[1]
     T = x.dtype.type
-    w = weight if weight.size else np.ones(width, x.dtype)
-    dweight = dweights[i] if dweights.size else np.empty(width, x.dtype)
-    dbias = dbiases[i] if dbiases.size else np.empty(width, x.dtype)
+    memory = scratch(x.dtype, 2 * width)
+    dweight = dweights[i] if dweights.size else memory[:width]
+    dbias = dbiases[i] if dbiases.size else memory[width:]
     dweight[:] = 0
     dbias[:] = 0
     summed = dweights.size or dbiases.size
     for n in range(i * height, min((i + 1) * height, len(x))):
-        inputs, m, r = (g[n], w, x[n]), mean[n], rstd[n]
+        inputs, m, r = (g[n], weight, x[n]), mean[n], rstd[n]
         level = along = T(0)
         if dx.size:
             level, along = _sums_for_backward(inputs, (m, r))
@@ -126,6 +124,7 @@ def _layer_norm_backward_rows(args, i):
             _write_dx((dx[n],), inputs, numbers)
         elif summed:
             _add_rest((dweight, dbias), inputs, numbers)
+    free(memory)
     return 0
 
 
@@ -173,7 +172,7 @@ def layer_norm_calls(
         x.dtype,
         -(-n // height),
         (
-            x, n, width, *_or_empty(weight, mean), *_or_empty(bias, mean), y, n, width,
+            x, n, width, _or_full(weight, 1, x), width, _or_full(bias, 0, x), width, y, n, width,
             mean, n, rstd, n, float(eps), height,
         ),
         writes=out,
@@ -188,6 +187,11 @@ def _contiguous(*arrays: np.ndarray | None) -> Any:
 def _direct(*arrays: np.ndarray | None) -> bool:
     given = [a for a in arrays if a is not None]
     return all(a.flags.c_contiguous for a in given) and compilable(*given)
+
+
+def _or_full(a: np.ndarray | None, value: int, x: np.ndarray) -> np.ndarray:
+    """An array; for None one as long as a row of x, full of this value."""
+    return np.full(x.shape[1], value, x.dtype) if a is None else a
 
 
 def _or_empty(a: np.ndarray | None, other: np.ndarray) -> tuple[Any, ...]:
@@ -253,7 +257,7 @@ def layer_norm_backward_calls(
         x.dtype,
         chunks,
         (
-            g, n, width, x, n, width, mean, n, rstd, n, *_or_empty(weight, mean),
+            g, n, width, x, n, width, mean, n, rstd, n, _or_full(weight, 1, x), width,
             *_or_empty(dx, x), *_or_empty(dweights, x), *_or_empty(dbiases, x), height,
         ),
         writes=tuple(a for a in (dx, dweights, dbiases) if a is not None),

@@ -19,9 +19,21 @@ from .elementwise import chunk, chunks
 __all__ = ["adam_step", "sgd_step"]
 
 
+@device
+def _overflow(found_inf):
+    """Whether a flag is given, and set."""
+    return len(found_inf) != 0 and found_inf[0] != 0
+
+
+def _flag(found_inf: np.ndarray | None, state: np.ndarray) -> tuple[np.ndarray, int]:
+    """``found_inf`` as two slots; none is an array without elements."""
+    return (state, 0) if found_inf is None else (found_inf, 1)
+
+
 @task
 def _count_step(args, i):
-    vector(args, 0)[1] += 1
+    if not _overflow(floats(args, 2)):
+        vector(args, 0)[1] += 1
     return 0
 
 
@@ -46,6 +58,8 @@ def _sgd(p, g, buf, lr, momentum, share, weight_decay, nesterov, least):
 
 @task
 def _sgd_chunk(args, i):
+    if _overflow(floats(args, 13)):
+        return 0
     p, g, buf, state = vector(args, 0), vector(args, 2), vector(args, 4), floats(args, 6)
     momentum, dampening, weight_decay = number(args, 8), number(args, 9), number(args, 10)
     nesterov, least = integer(args, 11) != 0, number(args, 12)
@@ -76,6 +90,8 @@ def _adam(
 
 @task
 def _adam_chunk(args, i):
+    if _overflow(floats(args, 16)):
+        return 0
     p, g, m, v = vector(args, 0), vector(args, 2), vector(args, 4), vector(args, 6)
     state = floats(args, 8)
     beta1, beta2, eps = number(args, 10), number(args, 11), number(args, 12)
@@ -93,22 +109,25 @@ def _adam_chunk(args, i):
     return 0
 
 
-def _takes(state: np.ndarray, *arrays: np.ndarray) -> bool:
+def _takes(state: np.ndarray, found_inf: np.ndarray | None, *arrays: np.ndarray) -> bool:
     """Whether the compiled step takes these arrays; the reference answers for all others."""
     size = arrays[0].shape
     flat = all(x.ndim == 1 and x.shape == size and x.flags.c_contiguous for x in arrays)
-    return flat and _is_state(state) and compilable(*arrays)
+    return flat and _is_state(state, found_inf) and compilable(*arrays)
 
 
-def _is_state(state: np.ndarray) -> bool:
-    return state.shape == (2,) and state.dtype == np.float64 and state.flags.carray
+def _is_state(state: np.ndarray, found_inf: np.ndarray | None) -> bool:
+    fits = state.shape == (2,) and (found_inf is None or found_inf.shape == ())
+    given = (state,) if found_inf is None else (state, found_inf)
+    return fits and all(x.dtype == np.float64 and x.flags.carray for x in given)
 
 
-def count_step_calls(state: np.ndarray) -> list[Call] | None:
+def count_step_calls(state: np.ndarray, found_inf: np.ndarray | None = None) -> list[Call] | None:
     """``count_step`` as a call."""
-    if not _is_state(state):
+    if not _is_state(state, found_inf):
         return None
-    return [Call(_count_step, state.dtype, 1, (state, 2), writes=(state,))]
+    values = (state, 2, *_flag(found_inf, state))
+    return [Call(_count_step, state.dtype, 1, values, writes=(state,))]
 
 
 def sgd_step(
@@ -120,14 +139,17 @@ def sgd_step(
     dampening: float,
     weight_decay: float,
     nesterov: bool,
+    found_inf: np.ndarray | None = None,
 ) -> None:
     """One step of SGD, in place on p and buf (PyTorch's form of momentum).
 
-    p, g, buf: one-dimensional, of one length and dtype; state: float64 [lr, step].
+    p, g, buf: one-dimensional, of one length and dtype; state: float64 [lr, step]; found_inf:
+    float64 (), where it is not 0 nothing changes.
     """
-    calls = sgd_step_calls(p, g, buf, state, momentum, dampening, weight_decay, nesterov)
+    options = (momentum, dampening, weight_decay, nesterov, found_inf)
+    calls = sgd_step_calls(p, g, buf, state, *options)
     if calls is None:
-        reference.sgd_step(p, g, buf, state, momentum, dampening, weight_decay, nesterov)
+        reference.sgd_step(p, g, buf, state, *options)
     else:
         run(*calls)
 
@@ -141,9 +163,10 @@ def sgd_step_calls(
     dampening: float,
     weight_decay: float,
     nesterov: bool,
+    found_inf: np.ndarray | None = None,
 ) -> list[Call] | None:
     """``sgd_step`` as a call, or None if the reference is to answer."""
-    if not _takes(state, p, g, *(() if buf is None else (buf,))):
+    if not _takes(state, found_inf, p, g, *(() if buf is None else (buf,))):
         return None
     call = Call(
         _sgd_chunk,
@@ -152,6 +175,7 @@ def sgd_step_calls(
         (
             p, len(p), g, len(g), *((p, 0) if buf is None else (buf, len(buf))), state, 2,
             float(momentum), float(dampening), float(weight_decay), bool(nesterov), tiny(p.dtype),
+            *_flag(found_inf, state),
         ),
         writes=(p,) if buf is None else (p, buf),
         nanoseconds=0.3 * len(p),
@@ -171,15 +195,18 @@ def adam_step(
     eps: float,
     weight_decay: float,
     decoupled: bool = False,
+    found_inf: np.ndarray | None = None,
 ) -> None:
     """One step of Adam (Kingma and Ba, 2015), in place on p, m and v, in PyTorch's order; of AdamW
     if ``decoupled``.
 
-    p, g, m, v: one-dimensional, of one length and dtype; state: float64 [lr, t], t from 1.
+    p, g, m, v: one-dimensional, of one length and dtype; state: float64 [lr, t], t from 1;
+    found_inf: float64 (), where it is not 0 nothing changes.
     """
-    calls = adam_step_calls(p, g, m, v, state, beta1, beta2, eps, weight_decay, decoupled)
+    options = (beta1, beta2, eps, weight_decay, decoupled, found_inf)
+    calls = adam_step_calls(p, g, m, v, state, *options)
     if calls is None:
-        reference.adam_step(p, g, m, v, state, beta1, beta2, eps, weight_decay, decoupled)
+        reference.adam_step(p, g, m, v, state, *options)
     else:
         run(*calls)
 
@@ -195,9 +222,10 @@ def adam_step_calls(
     eps: float,
     weight_decay: float,
     decoupled: bool = False,
+    found_inf: np.ndarray | None = None,
 ) -> list[Call] | None:
     """``adam_step`` as a call, or None if the reference is to answer."""
-    if not _takes(state, p, g, m, v):
+    if not _takes(state, found_inf, p, g, m, v):
         return None
     n = len(p)
     call = Call(
@@ -207,7 +235,7 @@ def adam_step_calls(
         (
             p, n, g, n, m, n, v, n, state, 2,
             float(beta1), float(beta2), float(eps), float(weight_decay), bool(decoupled),
-            tiny(p.dtype),
+            tiny(p.dtype), *_flag(found_inf, state),
         ),
         writes=(p, m, v),
         nanoseconds=0.6 * n,

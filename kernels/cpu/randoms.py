@@ -6,15 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from .. import reference
 from ._arrays import compilable, deliver, destination
-from ._jit import task
+from ._jit import intrinsic, ir, task, types
 from ._lanes import lanes_of, spread
-from ._tasks import Call, integer, integers, number, run, vector
+from ._tasks import Call, free, integer, integers, number, run, scratch, vector
 
 __all__ = ["dropout"]
 
@@ -132,12 +129,14 @@ def _dropout_chunk(args, i):
     for at in range(start, whole, SPAN):
         _drop(x, out, at, np.uint64(at // 4), call, key, np.uint32(least), scale)
     if whole < stop:
-        rest = np.zeros(SPAN, x.dtype)
+        rest = scratch(x.dtype, SPAN)
+        rest[:] = 0
         for n in range(whole, stop):
             rest[n - whole] = x[n]
         _drop(rest, rest, 0, np.uint64(whole // 4), call, key, np.uint32(least), scale)
         for n in range(whole, stop):
             out[n] = rest[n - whole]
+        free(rest)
     return 0
 
 

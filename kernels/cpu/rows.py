@@ -19,7 +19,7 @@ from ._arrays import compilable, deliver, destination
 from ._jit import device, task
 from ._lanes import folds, sums
 from ._math import exp
-from ._tasks import Call, integer, rows, run
+from ._tasks import Call, flat, free, integer, rows, run, scratch
 
 __all__ = ["log_softmax", "softmax"]
 
@@ -49,9 +49,9 @@ def exp_rows(x, p, tops, totals):
         for c in range(len(row)):
             shifted[c] = row[c] - top
         tops[n] = top
-    flat = p.reshape(-1)
-    for i in range(len(flat)):
-        flat[i] = exp(flat[i])
+    every = flat(p)
+    for i in range(len(every)):
+        every[i] = exp(every[i])
     for n in range(len(x)):
         totals[n] = row_sum((p[n],), ())
 
@@ -62,7 +62,7 @@ def _softmax_rows(args, i):
     x, out = rows(args, 0), rows(args, 3)
     logarithm, height = integer(args, 6), integer(args, 7)
     T = x.dtype.type
-    tops, totals = np.empty(height, x.dtype), np.empty(height)
+    tops, totals = scratch(x.dtype, height), scratch(np.float64, height)
     first, last = i * height, min((i + 1) * height, len(x))
     exp_rows(x[first:last], out[first:last], tops, totals)
     for n in range(first, last):
@@ -75,6 +75,8 @@ def _softmax_rows(args, i):
             factor = T(1 / total)
             for c in range(len(row)):
                 y[c] *= factor
+    free(tops)
+    free(totals)
     return 0
 
 

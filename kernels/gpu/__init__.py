@@ -8,12 +8,64 @@ first asked for. A file here is the Python side of the ``.cu`` file of its name.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
-INSTALL = "pip install 'tinygrad_ish[gpu]'"
+from . import _diagnosis
 
 KERNELS: dict[str, str] = {
+    "add": "elementwise",
+    "div": "elementwise",
+    "exp": "elementwise",
+    "gelu": "elementwise",
+    "gelu_backward": "elementwise",
+    "log": "elementwise",
+    "maximum": "elementwise",
+    "minimum": "elementwise",
+    "mul": "elementwise",
+    "neg": "elementwise",
+    "relu": "elementwise",
+    "relu_backward": "elementwise",
+    "sigmoid": "elementwise",
+    "sqrt": "elementwise",
+    "sub": "elementwise",
+    "tanh": "elementwise",
+    "cast": "movement",
+    "cat": "movement",
+    "copy": "movement",
+    "gather": "indexing",
+    "gather_backward": "indexing",
+    "index_select": "indexing",
+    "index_select_backward": "indexing",
+    "count_step": "randoms",
+    "draw": "randoms",
+    "dropout": "randoms",
+    "amax": "reductions",
+    "amin": "reductions",
+    "argmax": "reductions",
+    "argmin": "reductions",
+    "mean": "reductions",
+    "mean_backward": "reductions",
+    "sum": "reductions",
+    "sum_to": "reductions",
+    "matmul": "linalg",
+    "linear": "linalg",
+    "linear_backward": "linalg",
+    "linear_int8": "linalg",
+    "grad_norm": "clipping",
+    "clip_scale": "clipping",
+    "unscale_step": "clipping",
+    "scale_step": "clipping",
+    "sgd_step": "optimizers",
+    "adam_step": "optimizers",
+    "softmax": "rows",
+    "log_softmax": "rows",
+    "softmax_cross_entropy": "losses",
+    "nll_loss": "losses",
+    "mse_loss": "losses",
+    "bce_loss": "losses",
+    "bce_with_logits": "losses",
+    "layer_norm": "normalization",
+    "layer_norm_backward": "normalization",
     "next_rows": "feeding",
     "take_scaled": "feeding",
     "push": "feeding",
@@ -31,15 +83,4 @@ def __getattr__(name: str) -> Any:
 
 def why_missing() -> str | None:
     """Why CuPy cannot run here, and what to do; None if it can."""
-    if importlib.util.find_spec("cupy") is None:
-        return f"CuPy is not installed: {INSTALL} (needs an NVIDIA GPU with a CUDA 13 driver)"
-    try:
-        import cupy
-    except Exception as error:
-        return f"CuPy is installed but does not import ({error}): reinstall it, {INSTALL}"
-    if not cupy.cuda.is_available():
-        return (
-            "CuPy found no CUDA device or driver: check that `nvidia-smi` lists a GPU and that "
-            "its CUDA version is 13 or newer"
-        )
-    return None
+    return _diagnosis.why_missing()

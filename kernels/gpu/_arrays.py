@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..reference import Array, check_out, namespace
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -17,6 +19,11 @@ def compilable(*arrays: Array | None) -> bool:
     given = [x for x in arrays if x is not None]
     dtype = given[0].dtype
     return dtype.name in FLOATS and all(x.dtype == dtype and x.flags.c_contiguous for x in given)
+
+
+def address(x: Array) -> int:
+    """Where the array's memory begins."""
+    return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
 
 
 def destination(

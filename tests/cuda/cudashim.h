@@ -4,11 +4,11 @@
 // Each CUDA thread is a fiber, with a stack of its own. Blocks run one after the other. Within a
 // block a warp runs until all of its lanes wait or have ended, then the next one: who forgets a
 // barrier reads what another warp has not yet written. Shared memory is filled with 0xFF (NaN) before
-// each block. Warps and blocks run forward, in reverse or shuffled.
+// each block. Warps and blocks run forward, in reverse or shuffled (warps anew after each round).
 //
 // Reported as errors: barriers that only a part of a warp reaches, or that threads reach at different
-// lines; shuffles whose lanes do not all come. Not modelled: memory order, blocks at the same time,
-// reads out of bounds, tensor cores, clusters, speed.
+// lines; shuffles whose lanes do not all come; waits that nobody ends. Not modelled: memory order,
+// blocks at the same time, reads out of bounds, clusters, speed. Tensor cores: tensorshim.h.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -34,6 +34,7 @@
 #define __shared__ static __attribute__((section("shared_memory")))
 #define __constant__ static const
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(shim::dynamic.data())
+#define ALIGNED(p, bytes) if (reinterpret_cast<uintptr_t>(p) % (bytes)) shim::fail("an address that is no multiple of %d", bytes)
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
@@ -45,7 +46,7 @@ extern "C" char __stop_shared_memory[] __attribute__((weak));
 namespace shim {
 
 constexpr size_t STACK = 128 << 10;
-enum State { READY, BARRIER, SHUFFLE, DONE };
+enum State { READY, BARRIER, SHUFFLE, POLL, DONE };
 
 struct Fiber {
     dim3 thread;
@@ -68,6 +69,10 @@ inline void (*body)(void*);
 inline void* arguments;
 inline char message[300];
 inline ucontext_t starter, home;
+inline int direction;              // 0 forward, 1 reverse, 2 shuffled
+inline unsigned dice;
+inline uint64_t blocks_run;        // so far
+inline uint64_t happened, noticed;  // of what threads poll for: how often it came about, and was seen
 
 inline int lane(const Fiber* f) { return int(f - fibers.data()) % 32; }
 inline Fiber* warp_of(Fiber* f) { return f - lane(f); }
@@ -89,6 +94,18 @@ inline void fail(const char* what, int a = 0, int b = 0) {
 inline void barrier(int line) {
     self->state = BARRIER;
     self->line = line;
+    wait();
+}
+
+// Whether to do what may come early or late: each time in one order of warps, never in another.
+inline bool perhaps() {
+    if (direction == 2) dice = dice * 1664525u + 1013904223u;
+    return direction == 1 || (direction == 2 && dice >> 31);
+}
+
+// Lets the others run. For who looks again and again for something, which counts as ``happened``.
+inline void poll() {
+    self->state = POLL;
     wait();
 }
 
@@ -147,6 +164,20 @@ inline void run_warp(Fiber* warp) {
     }
 }
 
+// Lets those who poll look again: whether there are any.
+inline bool wake() {
+    bool any = false;
+    for (Fiber& f : fibers) {
+        if (f.state != POLL) continue;
+        self = &f;
+        if (happened == noticed) fail("it waits for what nobody does any more");
+        f.state = READY;
+        any = true;
+    }
+    noticed = happened;
+    return any;
+}
+
 // Lets everybody go who waits at the barrier, once nobody can come to it any more.
 inline bool release() {
     const Fiber* first = nullptr;
@@ -168,7 +199,16 @@ inline bool release() {
     return first != nullptr;
 }
 
-inline void run_block(const std::vector<int>& warps) {
+inline void order(std::vector<int>& items, int how, unsigned seed) {
+    for (size_t i = 0; i < items.size(); i++) items[i] = int(i);
+    if (how == 1) std::reverse(items.begin(), items.end());
+    if (how == 2)
+        for (size_t i = items.size(); i > 1; i--) std::swap(items[i - 1], items[(seed = seed * 1664525u + 1013904223u) % i]);
+}
+
+inline void run_block(std::vector<int> warps) {
+    blocks_run += 1;
+    happened = noticed + 1;
     if (__start_shared_memory) std::memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
     std::fill(dynamic.begin(), dynamic.end(), char(0xff));
     for (size_t i = 0; i < fibers.size(); i++) {
@@ -181,19 +221,15 @@ inline void run_block(const std::vector<int>& warps) {
     }
     do {
         for (int w : warps) run_warp(fibers.data() + 32 * w);
-        if (!message[0] && _setjmp(scheduler)) return;  // release may fail
-    } while (!message[0] && release());
-}
-
-inline void order(std::vector<int>& items, int how, unsigned seed) {
-    for (size_t i = 0; i < items.size(); i++) items[i] = int(i);
-    if (how == 1) std::reverse(items.begin(), items.end());
-    if (how == 2)
-        for (size_t i = items.size(); i > 1; i--) std::swap(items[i - 1], items[(seed = seed * 1664525u + 1013904223u) % i]);
+        if (direction == 2) order(warps, 2, dice += 1);
+        if (!message[0] && _setjmp(scheduler)) return;  // wake and release may fail
+    } while (!message[0] && (wake() || release()));
 }
 
 // Runs ``call`` for every thread of every block; the error, or an empty string.
 template <class F> const char* launch(const unsigned* sizes, size_t shared, int how, F call) {
+    direction = how;
+    dice = 0;
     grid = {sizes[0], sizes[1], sizes[2]};
     block = {sizes[3], sizes[4], sizes[5]};
     fibers.resize(size_t(block.x) * block.y * block.z);

@@ -7,11 +7,14 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +23,23 @@ import numpy as np
 
 from tinygrad_ish.kernels.gpu import _launch, _nvrtc
 
+from . import fake_blas
+
 HEADER = Path(__file__).with_name("cudashim.h")
+MOST_SHARED = 227 << 10  # bytes of shared memory for a block of an H100
 ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}  # of warps and blocks
-COMPILER = shutil.which(os.environ.get("CXX", "g++"))
+
+
+def _compiler() -> list[str]:
+    """The C++ compiler's command: $CXX, one that is installed, or the package ziglang's clang."""
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(name):
+            return [str(shutil.which(name))]
+    zig = importlib.util.find_spec("ziglang") is not None
+    return [sys.executable, "-m", "ziglang", "c++"] if zig else []
+
+
+COMPILER = _compiler()
 FLAGS = [
     "-std=c++17",
     "-O1",
@@ -37,7 +54,10 @@ FLAGS = [
 
 def why_missing() -> str | None:
     """Why kernels cannot run on the CPU here, or None."""
-    return None if COMPILER else "no C++ compiler: install g++"
+    return None if COMPILER else "no C++ compiler: install g++, or pip install ziglang"
+
+
+_one_at_a_time = threading.Lock()
 
 
 class KernelError(AssertionError):
@@ -45,17 +65,20 @@ class KernelError(AssertionError):
 
 
 class ShimDevice:
-    """The CPU in the place of a GPU; ``record(action)``, if given, decides when a launch runs."""
+    """The CPU in the place of a GPU; ``record(action, *arguments)``, if given, decides when a
+    launch runs."""
 
     multiprocessors = 2
-    arch = "sm_90"
+    arch = "sm_90a"
 
-    def __init__(self, record: Callable[[Callable[[], None]], None] | None = None) -> None:
+    def __init__(self, record: Callable[..., None] | None = None) -> None:
         self.order = "forward"
-        self._record = record or (lambda action: action())
+        self._record = record or (lambda action, *arguments: action())
 
-    def load(self, file: str, dtype: str, name: str) -> Any:
+    def load(self, file: str, dtype: str, name: str, shared: int = 0) -> Any:
         """A kernel as ``Device.load`` gives it, of ``cu/<file>.cu``."""
+        if shared > MOST_SHARED:
+            raise KernelError(f"{name}: a block has at most {MOST_SHARED} bytes, not {shared}")
         return self.kernel(build(_nvrtc.source(file), dtype), name)
 
     def kernel(self, library: Any, name: str) -> Any:
@@ -66,37 +89,42 @@ class ShimDevice:
         def launch(grid: Any, block: Any, args: tuple[Any, ...], shared: int = 0) -> None:
             sizes = (ctypes.c_uint * 6)(*(*grid, 1, 1)[:3], *(*block, 1, 1)[:3])
             held = [_argument(a) for a in args]
-            places = (ctypes.c_void_p * len(held))(*[ctypes.addressof(a) for a in held])
 
             def run() -> None:
-                error = start(places, sizes, ctypes.c_size_t(shared), ORDERS[self.order])
+                places = (ctypes.c_void_p * len(held))(*[ctypes.addressof(a) for a in held])
+                with _one_at_a_time:  # ctypes lets other threads run meanwhile
+                    error = start(places, sizes, ctypes.c_size_t(shared), ORDERS[self.order])
                 if error:
                     raise KernelError(f"{name}: {error.decode()}")
 
-            self._record(run)
+            self._record(run, *args)
 
         return launch
 
 
 @contextlib.contextmanager
 def in_place_of_a_gpu(order: str = "forward") -> Iterator[ShimDevice]:
-    """Let launches run on the CPU, whatever arrays they get."""
+    """Let launches, and cuBLAS's products, run on the CPU, whatever arrays they get."""
     before, device = _launch.device, ShimDevice()
     device.order = order
-    _use(device)
+    use(device)
     try:
-        yield device
+        with fake_blas.in_place_of_cublas():
+            yield device
     finally:
-        _use(before)
+        use(before)
 
 
-def _use(device: Any) -> None:
+def use(device: Any) -> None:
+    """Let launches run there from now on."""
     _launch.device = device
     _launch._kernel.cache_clear()
 
 
 def _argument(value: Any) -> Any:
     """A kernel's parameter: pointers as addresses, numbers as CuPy passes them."""
+    if isinstance(value, np.ndarray) and value.dtype.type is np.void:  # a struct, by value
+        return (ctypes.c_char * value.nbytes).from_buffer_copy(value)
     if isinstance(value, np.ndarray):
         return ctypes.c_void_p(value.ctypes.data)
     if type(value).__module__.startswith("cupy"):
@@ -115,7 +143,8 @@ def build(text: str, dtype: str) -> Any:
     names = re.findall(r"^KERNEL(?: __launch_bounds__\([^)]*\))? (\w+)\(", text, re.MULTILINE)
     starts = [f"STARTED_BY(shim_{name}, {name})" for name in names]
     whole = "\n".join([f"#define T {dtype}", '#line 1 "kernel.cu"', text, *starts])
-    headers = b"".join(p.read_bytes() for p in [HEADER, *sorted(Path(_nvrtc.FOLDER).glob("*.cuh"))])
+    folders = (HEADER.parent.glob("*.h"), Path(_nvrtc.FOLDER).glob("*.cuh"))
+    headers = b"".join(p.read_bytes() for f in folders for p in sorted(f))
     digest = hashlib.sha256(whole.encode() + headers + " ".join(FLAGS).encode()).hexdigest()[:24]
     return ctypes.CDLL(str(_compiled(whole, digest)))
 
@@ -129,9 +158,10 @@ def _compiled(whole: str, digest: str) -> Path:
     if not library.exists():
         made = folder / f"{digest}.{os.getpid()}.tmp"
         command = [
-            str(COMPILER),
+            *COMPILER,
             *FLAGS,
             f"-I{_nvrtc.FOLDER}",
+            f"-I{HEADER.parent}",
             "-include",
             str(HEADER),
             "-x",

@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import autograd, program
 from ..autograd import Array
+from ..dtypes import SUPPORTED
 from ..kernels import Backend
 from ..nn.module import Module
 from ..program import CompileError, Instruction, Recorder
@@ -441,6 +442,11 @@ class _Builder:
         return new
 
     def _new(self, x: Array, name: str = "") -> int:
+        if x.dtype not in SUPPORTED:
+            raise ProgramError(
+                f"export: a program holds no {x.dtype.name}; export the model in float32, "
+                "model.float(), and outside of autocast"
+            )
         self.graph.values.append(Value(x.dtype, x.shape, name))
         k = len(self.graph.values) - 1
         self._numbers[program._place(x)] = k

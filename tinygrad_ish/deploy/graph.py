@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..dtypes import NAMES
+from ..dtypes import SUPPORTED
 from ..weights import WeightsError
 
 __all__ = ["Dim", "Graph", "Node", "ProgramError", "Ref", "Value", "at_batch", "is_text"]
 
-
+NAMES = frozenset(d.name for d in SUPPORTED)
 TEXT_LIMIT = 1000  # characters of a name
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ..dtypes import SUPPORTED, bool_, int64, rank
+from ..dtypes import SUPPORTED, bool_, float32, int8, int64, rank
 from ..program import VIEWS
 from ..weights import printable
 from .graph import Dim, Graph, Node, ProgramError, Ref, at_batch
@@ -475,6 +475,14 @@ def _linear(x: Meta, w: Meta, b: Meta | None, activation: str | None) -> Results
     return (_result((n, k), dtype),)
 
 
+def _linear_int8(x: Meta, w8: Meta, scale: Meta, b: Meta | None, activation: str | None) -> Results:
+    (n, d), (k, _) = x.shape, w8.shape
+    _fits("w8", w8, (k, d), int8)
+    _fits("scale", scale, (k,), np.promote_types(x.dtype, float32))
+    _fits("b", b, (k,), x.dtype)
+    return (_result((n, k), x.dtype),)
+
+
 def _linear_backward(
     g: Meta, x: Meta, w: Meta, y: Meta | None, activation: str | None, needs: tuple[bool, ...]
 ) -> Results:
@@ -561,6 +569,11 @@ _FORWARD = (
         "linear", _linear,
         x=_array(FLOATING, 2), w=_array(FLOATING, 2), b=_optional(_array(FLOATING, 1)),
         activation=ACTIVATION,
+    )
+    | _rules(
+        "linear_int8", _linear_int8,
+        x=_array(FLOATING, 2), w8=_array(NUMERIC, 2), scale=_array(FLOATING, 1),
+        b=_optional(_array(FLOATING, 1)), activation=ACTIVATION,
     )
     | _rules(
         "layer_norm", _layer_norm,

@@ -53,9 +53,14 @@ def save_file(tensors: dict[str, Any], filename: StrPath) -> None:
     where the file cannot be written.
     """
     arrays = flat_arrays(tensors)
-    for name in arrays:
+    for name, array in arrays.items():
         if "\0" in name or len(name.encode()) > 60_000:
             raise WeightsError(f"{weights.printable(name)}: a zip archive cannot hold this name")
+        if array.dtype.name not in weights.DTYPES:
+            raise WeightsError(
+                f"{weights.printable(name)}: NumPy's files have no {array.dtype.name}: convert it "
+                "with .float(), or write a safetensors file"
+            )
     with (
         weights.replacing(weights.path_name(filename)) as file,
         zipfile.ZipFile(file, "w") as archive,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from ..amp import in_float32, in_low_precision
 from ..dtypes import is_float
 from ..kernels.reference import check_mse
 from ..ops import elementwise, linalg, losses, normalization
@@ -72,6 +73,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return input._become(result, "dropout") if inplace else result
 
 
+@in_low_precision
 def linear(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None
 ) -> Tensor:
@@ -101,6 +103,7 @@ def _are_images(input: Tensor, weight: Tensor) -> bool:
     return input.ndim > 2 and math.prod(input.shape[1:]) == weight.shape[-1]
 
 
+@in_float32
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -126,6 +129,7 @@ def layer_norm(
     return normalization.LayerNorm.apply(input, weight, bias, shape=shape, eps=float(eps))
 
 
+@in_float32
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -153,6 +157,7 @@ def cross_entropy(
     return loss.reshape(target.shape) if reduction == "none" else loss
 
 
+@in_float32
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -207,6 +212,7 @@ def _check_classes(kind: str, input: Tensor, target: Tensor, weight: Tensor | No
         )
 
 
+@in_float32
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """(input - target)², reduced by "mean", "sum" or "none".
 
@@ -216,6 +222,7 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return losses.MSELoss.apply(input, target, reduction=reduction)
 
 
+@in_float32
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """|input - target|, reduced by "mean", "sum" or "none"; the shapes must be equal."""
     _check_float("l1_loss", {}, input=input, target=target)
@@ -224,6 +231,7 @@ def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
 
 
+@in_float32
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
@@ -237,6 +245,7 @@ def binary_cross_entropy(
     return losses.BCELoss.apply(input, target, weight, reduction=reduction)
 
 
+@in_float32
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,

@@ -258,9 +258,11 @@ class Module:
         fn(self)
         return self
 
-    def to(self, *args: Any, device: Any = None, dtype: Any = None) -> Module:
+    def to(
+        self, *args: Any, device: Any = None, dtype: Any = None, non_blocking: bool = False
+    ) -> Module:
         """Move parameters and buffers to a device, or the floats among them to a float dtype, in
-        place. Raises TypeError for another dtype."""
+        place. Raises TypeError for another dtype. ``non_blocking`` is as in ``Tensor.to``."""
         for t in {id(t): t for _, t in self._named_state()}.values():
             floats = dtypes.is_float(t.dtype)
             with no_grad():
@@ -290,6 +292,14 @@ class Module:
     def double(self) -> Module:
         """Cast floats to float64."""
         return self.to(dtypes.float64)
+
+    def half(self) -> Module:
+        """Cast floats to float16."""
+        return self.to(dtypes.float16)
+
+    def bfloat16(self) -> Module:
+        """Cast floats to bfloat16."""
+        return self.to("bfloat16")
 
     # --- showing -----------------------------------------------------------------------------
 

@@ -293,11 +293,12 @@ class Clone(Function):
 
 
 class Cast(Function):
-    """The same values in another dtype; the gradient comes back in x's."""
+    """The same values in another dtype; the gradient comes back in x's. ``made``: the result, where
+    it is known."""
 
-    def forward(ctx, x: Array, dtype: Any) -> Array:
+    def forward(ctx, x: Array, dtype: Any, made: Array | None = None) -> Array:
         ctx.from_dtype = x.dtype
-        return ctx.k.cast(x, dtype)
+        return ctx.k.cast(x, dtype) if made is None else made
 
     def backward(ctx, g: Array) -> Any:
         return ctx.k.cast(g, ctx.from_dtype)

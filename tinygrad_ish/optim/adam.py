@@ -47,4 +47,5 @@ class Adam(Optimizer):
             group["eps"],
             group["weight_decay"],
             self.decoupled,
+            self.found_inf,
         )

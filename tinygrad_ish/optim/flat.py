@@ -92,9 +92,9 @@ class Flat:
                 )
             self.backend.copy(g, out=view)
 
-    def runs(self, group: dict[str, Any]) -> Iterator[tuple[Clock, slice]]:
-        """Give each stretch of parameters with a gradient, its clock advanced and set to the
-        group's learning rate."""
+    def runs(self, group: dict[str, Any], found_inf: Array | None) -> Iterator[tuple[Clock, slice]]:
+        """Give each stretch of parameters with a gradient, its clock advanced (unless
+        ``found_inf``) and set to the group's learning rate."""
         for clock in _distinct(self.clocks[i] for i in self._going):
             members = [i for i in self._going if self.clocks[i] is clock]
             if len(members) < self.clocks.count(clock):  # the others do not count this step
@@ -102,7 +102,7 @@ class Flat:
                 for i in members:
                     self.clocks[i] = clock
             on_host(functools.partial(clock.follow, group), (clock.array,))
-            self.backend.count_step(clock.array)
+            self.backend.count_step(clock.array, found_inf)
             for stretch in _stretches(members):
                 yield clock, slice(self.spans[stretch[0]][0], self.spans[stretch[-1]][1])
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ..autograd import enable_grad, recorder
+from ..autograd import Array, enable_grad, recorder
 from ..kernels import Backend
 from ..nn.module import clear_grad
 from ..tensor import Tensor
@@ -26,6 +27,7 @@ class Optimizer:
     """
 
     kinds: ClassVar[tuple[str, ...]] = ()  # the arrays of state that go with each parameter
+    found_inf: Array | None = None  # the flag on the device that leaves a step out, if there is one
 
     param_groups: list[dict[str, Any]]
 
@@ -126,12 +128,22 @@ class Optimizer:
                 flat.gather()
         for group, flats in zip(self.param_groups, self._flats, strict=True):
             for flat in flats:
-                for clock, span in flat.runs(group):
+                for clock, span in flat.runs(group, self.found_inf):
                     self._update(flat.backend, flat, span, clock, group)
                 flat.written(f"{self._kind}.step")
         if by is not None:  # who counts steps together has settled
             by.depends(lambda: [c for flats in self._flats for flat in flats for c in flat.clocks])
         return loss
+
+    @contextlib.contextmanager
+    def left_out_if(self, found_inf: Array) -> Iterator[None]:
+        """Let steps inside this context change nothing where ``found_inf``, float64 () on the
+        device, is not 0 when they run."""
+        self.found_inf = found_inf
+        try:
+            yield
+        finally:
+            self.found_inf = None
 
     def _constants(self) -> list[Any]:
         """The settings that a recorded step cannot follow: all but the learning rate."""

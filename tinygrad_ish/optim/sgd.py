@@ -48,4 +48,5 @@ class SGD(Optimizer):
             group["dampening"],
             group["weight_decay"],
             group["nesterov"],
+            self.found_inf,
         )

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from ..device import resolve
 from ..random import Generator, default_generator
 from ..tensor import Tensor, from_numpy, stack
+from .prefetch import prefetch
 
 Rows = Any  # a slice, or an int64 array of sample numbers
 
@@ -176,8 +178,10 @@ class DataLoader:
     ``generator`` (or the default one, which ``manual_seed`` sets) is what shuffling draws from:
     the same seed gives the same batches. ``drop_last`` leaves out an incomplete last batch.
     Without ``collate_fn`` a dataset with ``batch`` is asked for whole batches: an unshuffled
-    TensorDataset gives views of its tensors. ``num_workers`` and ``pin_memory`` are there so that
-    PyTorch's calls run: batches are cut in this process whatever they say.
+    TensorDataset gives views of its tensors. ``device`` is where the batches are to be: to a GPU
+    they are copied through pinned memory, each while the one before is computed on.
+    ``num_workers`` and ``pin_memory`` are there so that PyTorch's calls run: batches are cut in
+    this process whatever they say.
 
     Raises TypeError or ValueError for a batch size that is no positive integer, and ValueError
     for a dataset without samples.
@@ -194,6 +198,7 @@ class DataLoader:
         collate_fn: Callable[[list[Any]], Any] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
+        device: Any = None,
     ) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)):
             raise TypeError(
@@ -216,6 +221,7 @@ class DataLoader:
         self.drop_last = bool(drop_last)
         self.generator = generator
         self.collate_fn = collate_fn
+        self.device = None if device is None else resolve(device)
 
     def __len__(self) -> int:
         """The number of batches in one pass."""
@@ -223,6 +229,9 @@ class DataLoader:
         return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
+        return self._batches() if self.device is None else prefetch(self._batches(), self.device)
+
+    def _batches(self) -> Iterator[Any]:
         n = len(self.dataset)
         order = None
         if self.shuffle:

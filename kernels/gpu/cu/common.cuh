@@ -7,6 +7,10 @@
 // and bool: what Python's None, int, float and bool become.
 #pragma once
 
+typedef signed char int8;
+typedef unsigned char uint8;
+typedef short int16;
+typedef int int32;
 typedef long long int64;
 typedef unsigned int uint32;
 typedef unsigned long long uint64;
@@ -18,6 +22,7 @@ typedef double float64;
 #define DYNAMIC_SHARED(type, name)                            \
     extern __shared__ __align__(16) unsigned char shared_[]; \
     type* name = reinterpret_cast<type*>(shared_)
+#define ALIGNED(p, bytes)  // a GPU stops at what is not; the shim reports it
 #endif
 
 // IEEE half precision: 1 sign, 5 exponent and 10 fraction bits.
@@ -64,9 +69,54 @@ struct alignas(16) Pack {
     T v[PACK];
 };
 
-inline __device__ Pack pack_at(const T* p) { return *reinterpret_cast<const Pack*>(p); }
-inline __device__ void put_pack(T* p, const Pack& x) { *reinterpret_cast<Pack*>(p) = x; }
+inline __device__ Pack pack_at(const T* p) {
+    ALIGNED(p, 16);
+    return *reinterpret_cast<const Pack*>(p);
+}
+inline __device__ void put_pack(T* p, const Pack& x) {
+    ALIGNED(p, 16);
+    *reinterpret_cast<Pack*>(p) = x;
+}
 inline __device__ bool packable(const void* p) { return reinterpret_cast<uint64>(p) % 16 == 0; }
+
+// The pack at p, or ``left`` numbers of it where it ends earlier and 0 behind them; read at once if
+// ``aligned``.
+inline __device__ Pack some_at(const T* p, int64 left, bool aligned) {
+    if (aligned && left >= PACK) return pack_at(p);
+    Pack x;
+#pragma unroll
+    for (int j = 0; j < PACK; j++) x.v[j] = j < left ? p[j] : T(0);
+    return x;
+}
+inline __device__ void put_some(T* p, const Pack& x, int64 left, bool aligned) {
+    if (aligned && left >= PACK) return put_pack(p, x);
+#pragma unroll
+    for (int j = 0; j < PACK; j++)
+        if (j < left) p[j] = x.v[j];
+}
+
+// This thread among those of the whole grid, and their number: the start and the step of its loop.
+inline __device__ int64 thread_of_grid() { return int64(blockIdx.x) * blockDim.x + threadIdx.x; }
+inline __device__ int64 threads_of_grid() { return int64(gridDim.x) * blockDim.x; }
+
+// For element i of a flat array: column = i % inner and row = i / inner % mid, without a division as i
+// moves on by 1 or by ``step``. All below 2³¹. The small operand of a broadcast is read at its row.
+struct Place {
+    uint32 mid, inner, row, column, rows, columns;
+    __device__ Place(uint32 i, uint32 step, uint32 mid, uint32 inner)
+        : mid(mid), inner(inner), row(i / inner % mid), column(i % inner), rows(step / inner % mid), columns(step % inner) {}
+    __device__ void next() {
+        if (++column < inner) return;
+        column = 0;
+        if (++row == mid) row = 0;
+    }
+    __device__ void jump() {
+        row += rows;
+        column += columns;
+        if (column >= inner) column -= inner, row++;
+        if (row >= mid) row -= mid;
+    }
+};
 
 #define INF __int_as_float(0x7f800000)
 #define NOT_A_NUMBER __int_as_float(0x7fffffff)
