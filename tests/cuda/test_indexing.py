@@ -170,8 +170,8 @@ SORTING = [
 ]
 ADDING = [
     ("total.v[j];\n    __syncthreads();", "total.v[j];"),
-    ("if (goes_on) total.put(edge, left);\n                else", "if (false) ; else"),
-    ("else if (row == next) total.put(edge + d, left);", ""),
+    ("if (goes_on) total.keep(edge, left);\n                else", "if (false) ; else"),
+    ("else if (row == next) total.keep(edge + d, left);", ""),
     ("k <= more", "k < more"),
     ("w < warps", "w < warps - 1"),
 ]

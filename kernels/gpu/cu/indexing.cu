@@ -92,10 +92,16 @@ struct Totals {
 #pragma unroll
         for (int j = 0; j < PACK; j++) v[j] = 0;
     }
-    template <class S> __device__ void put(S* p, int64 left) const {
+    __device__ void keep(A* p, int64 left) const {
 #pragma unroll
         for (int j = 0; j < PACK; j++)
-            if (j < left) p[j] = S(v[j]);
+            if (j < left) p[j] = v[j];
+    }
+    __device__ void put(T* p, int64 left, bool aligned) const {
+        Pack x;
+#pragma unroll
+        for (int j = 0; j < PACK; j++) x.v[j] = T(v[j]);
+        put_some(p, x, left, aligned);
     }
 };
 
@@ -111,7 +117,7 @@ KERNEL sum_runs(const uint64* keys, const T* g, A* part, T* out, long long outer
     Segment at(warp, chunks, d);
     int64 start = at.chunk * 32, left = d - at.column;
     int lane = threadIdx.x % 32, count = int(min(m - start, int64(32)));
-    bool aligned = d % PACK == 0 && packable(g);
+    bool aligned = d % PACK == 0 && packable(g) && packable(out);
     uint64 own = lane < count ? keys[start + lane] : NOWHERE;
     int64 previous = at.chunk ? row_of(keys[start - 1]) : -1, next = start + 32 < m ? row_of(keys[start + 32]) : -1;
     const T* from = g + at.outer * m * d + at.column;
@@ -133,8 +139,8 @@ KERNEL sum_runs(const uint64* keys, const T* g, A* part, T* out, long long outer
         for (int u = 0; u < AHEAD; u++) {
             if (k + u >= count) continue;
             if (row_of(key[u]) != row) {
-                if (goes_on) total.put(edge, left);
-                else total.put(to + row * d, left);
+                if (goes_on) total.keep(edge, left);
+                else total.put(to + row * d, left, aligned);
                 total.clear();
                 row = row_of(key[u]);
                 goes_on = false;
@@ -144,9 +150,9 @@ KERNEL sum_runs(const uint64* keys, const T* g, A* part, T* out, long long outer
         }
     }
     if (row == n) return;  // an index outside
-    if (goes_on) total.put(edge, left);
-    else if (row == next) total.put(edge + d, left);
-    else total.put(to + row * d, left);
+    if (goes_on) total.keep(edge, left);
+    else if (row == next) total.keep(edge + d, left);
+    else total.put(to + row * d, left, aligned);
 }
 
 // A block for the run that starts in a chunk and goes on, and 32 packs of columns: its sums from all
@@ -179,7 +185,7 @@ KERNEL __launch_bounds__(256) join_runs(const uint64* keys, const A* part, T* ou
     for (int w = 1; w < warps; w++)
 #pragma unroll
         for (int j = 0; j < PACK; j++) total.v[j] += scratch[j * blockDim.x + w * 32 + lane];
-    total.put(out + (at.outer * n + row) * d + at.column, d - at.column);
+    total.put(out + (at.outer * n + row) * d + at.column, d - at.column, d % PACK == 0 && packable(out));
 }
 
 // --- numbers taken along the last axis
@@ -211,9 +217,6 @@ KERNEL gather_backward(const T* g, const int64* index, T* out, long long rows, l
             for (int u = 0; u < PACK; u++)
                 if (u == at) total.v[u] += A(g[j]);
         }
-        Pack v;
-#pragma unroll
-        for (int u = 0; u < PACK; u++) v.v[u] = T(total.v[u]);
-        put_some(out + row * n + column, v, n - column, aligned);
+        total.put(out + row * n + column, n - column, aligned);
     }
 }
