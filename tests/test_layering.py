@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "serve": {"kernels", "tinygrad_ish", "serve"},
 }
 HEAVY = {
-    "PIL", "cupy", "matplotlib", "ml_dtypes", "numba", "onnx", "onnxruntime", "orjson", "pandas", "scipy",
-    "starlette", "torch", "tqdm", "uvicorn",
+    "PIL", "cupy", "matplotlib", "ml_dtypes", "numba", "onnx", "onnxruntime", "orjson", "pandas",
+    "scipy", "starlette", "torch", "tqdm", "uvicorn",
 }  # fmt: skip
 
 

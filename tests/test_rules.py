@@ -25,8 +25,9 @@ from tinygrad_ish.kernels import reference
 from .test_kernels import CASES, results_of
 
 NOT_IN_PROGRAMS = {
-    "draw", "dropout", "next_rows", "take_scaled", "push", "softmax_cross_entropy", "nll_loss", "mse_loss", "bce_loss",
-    "bce_with_logits", "grad_norm", "clip_scale", "unscale_step", "scale_step", "count_step", "sgd_step", "adam_step",
+    "draw", "dropout", "next_rows", "take_scaled", "push", "softmax_cross_entropy", "nll_loss",
+    "mse_loss", "bce_loss", "bce_with_logits", "grad_norm", "clip_scale", "unscale_step",
+    "scale_step", "count_step", "sgd_step", "adam_step",
 }  # fmt: skip
 F32, F64, I64, BOOL = (np.dtype(name) for name in ("float32", "float64", "int64", "bool"))
 
