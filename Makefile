@@ -45,7 +45,7 @@ test-gpu: $(VENV)/.with-dev,gpu  ## run the tests that need CuPy and a CUDA devi
 	@TINYGRAD_ISH_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu $(ARGS)
 
 test-gpu-shim: $(DEV)  ## run the GPU tests on the CPU: CUDA kernels through a shim, CuPy through a stand-in
-	@TINYGRAD_ISH_GPU=stand-in $(BIN)/python -m pytest -m gpu $(ARGS)
+	@TINYGRAD_ISH_GPU=stand-in $(BIN)/python -m pytest -m "gpu or cuda" $(ARGS)
 
 lint: $(DEV)   ## ruff: rules and formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

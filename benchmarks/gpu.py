@@ -39,7 +39,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--part", action="append", choices=list(PARTS), help="one; may be repeated (all)")
-    add("--quick", action="store_true", help="fewer rounds; kernels and small steps in float32 only")
+    add(
+        "--quick", action="store_true", help="fewer rounds; kernels and small steps in float32 only"
+    )
     add("--model", action="append", metavar="NAME", help="for steps: 784-128-10, say (all)")
     add("--precision", action="append", metavar="NAME", help="for steps: fp32, tf32 or bf16 (all)")
     add("--out", type=Path, default=report.FOLDER, metavar="FOLDER", help="for JSON and tables")

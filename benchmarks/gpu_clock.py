@@ -39,6 +39,8 @@ class Run:
     def __init__(self, folder: Path, tiny: bool = False, quick: bool = False) -> None:
         self.folder, self.tiny, self.quick = folder, tiny, quick
         self.repeats = 2 if tiny else 9 if quick else 25
+        self.models: list[str] | None = None  # for the part steps; None: all
+        self.precisions: list[str] | None = None
         self.wrong: list[str] = []  # what computed something else, or failed
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -89,7 +91,9 @@ class Worker:
             except (ChildError, OSError) as error:
                 self.close()
                 if not used:
-                    raise error if isinstance(error, ChildError) else ChildError(str(error)) from error
+                    raise (
+                        error if isinstance(error, ChildError) else ChildError(str(error))
+                    ) from error
 
     def close(self) -> None:
         """End the process."""

@@ -214,9 +214,9 @@ class Jax(Peer):
 
         def loss_of(parameters: Any, x: Any, y: Any) -> Any:
             for w, b in parameters[:-1]:
-                x = jax.nn.relu(x @ w.T + b)
+                x = jax.nn.relu(self.linear(x, w, b))
             w, b = parameters[-1]
-            logp = jax.nn.log_softmax(x @ w.T + b)
+            logp = jax.nn.log_softmax(self.linear(x, w, b).astype(jnp.float32))
             return -jnp.take_along_axis(logp, y[:, None], axis=1).mean()
 
         def adam(p: Any, g: Any, state: Any) -> Any:
@@ -241,6 +241,10 @@ class Jax(Peer):
             return *update(parameters, g, state), loss
 
         self.train = train
+
+    def linear(self, x: Any, w: Any, b: Any) -> Any:
+        """A layer without its activation."""
+        return x @ w.T + b
 
     @classmethod
     def environment(cls, threads: int, option: str) -> dict[str, str]:

@@ -16,6 +16,7 @@ import hypothesis
 import pytest
 
 REQUIRE_TORCH = "TINYGRAD_ISH_REQUIRE_TORCH"
+REQUIRE_NVRTC = "TINYGRAD_ISH_REQUIRE_NVRTC"
 REQUIRE_GPU = "TINYGRAD_ISH_REQUIRE_GPU"
 GPU = "TINYGRAD_ISH_GPU"  # "stand-in": run what is marked gpu on the CPU (make test-gpu-shim)
 
@@ -56,27 +57,28 @@ def pytest_sessionstart() -> None:
         ) from error
 
 
-def _refuse_torch_skip(report: Any) -> None:
-    """Turn a skip for want of PyTorch into a failure where PyTorch is required."""
-    if not (os.environ.get(REQUIRE_TORCH) and report.skipped) or hasattr(report, "wasxfail"):
+def _refuse_skip(report: Any) -> None:
+    """Turn a skip for want of PyTorch or NVRTC into a failure where that is required."""
+    if not report.skipped or hasattr(report, "wasxfail"):
         return
     reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-    if "torch" in reason.lower():
-        report.outcome = "failed"
-        report.longrepr = f"{report.nodeid}: {REQUIRE_TORCH} is set and this was skipped: {reason}"
+    for variable, word in ((REQUIRE_TORCH, "torch"), (REQUIRE_NVRTC, "nvrtc")):
+        if os.environ.get(variable) and word in reason.lower():
+            report.outcome = "failed"
+            report.longrepr = f"{report.nodeid}: {variable} is set and this was skipped: {reason}"
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, Any, Any]:
     report = yield
-    _refuse_torch_skip(report)
+    _refuse_skip(report)
     return report
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report() -> Generator[None, Any, Any]:
     report = yield
-    _refuse_torch_skip(report)
+    _refuse_skip(report)
     return report
 
 

@@ -172,3 +172,15 @@ def test_no_warning_comes_of_all_this() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run(True)
+
+
+def test_a_cupy_array_for_the_cpu_is_refused_with_what_to_do() -> None:
+    x = get_backend("cupy").xp.arange(3)
+    for data in (x, [x, x]):
+        with pytest.raises(TypeError, match=r"device='cuda', or copy it to the host, x\.get\(\)"):
+            tg.tensor(data, device="cpu")
+
+
+def test_a_copy_of_a_tensor_stays_on_its_device() -> None:
+    x = tg.ones(2, device="cuda")
+    assert tg.tensor(x).device == "cuda" and tg.tensor(x, device="cpu").device == "cpu"

@@ -1205,9 +1205,11 @@ class Tensor:
 def tensor(data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
     """A tensor with a copy of ``data``: numbers, nested lists, an array, or a tensor.
 
-    Python floats give float32, ints int64; arrays keep their dtype. Raises TypeError for dtypes
-    that are not supported, ValueError for ragged lists.
+    Python floats give float32, ints int64; arrays keep their dtype, tensors their device too.
+    Raises TypeError for dtypes that are not supported, ValueError for ragged lists.
     """
+    if device is None and isinstance(data, Tensor):
+        device = data.backend
     backend = resolve(device)
     if backend.device == "cuda" and backend.owns(data):
         array = data.copy()
@@ -1235,6 +1237,11 @@ def _host_array(data: Any) -> np.ndarray:
 def _without_tensors(data: Any) -> Any:
     if isinstance(data, Tensor):
         return data.backend.to_numpy(data._array)
+    if type(data).__module__.partition(".")[0] == "cupy":
+        raise TypeError(
+            "tensor: got a CuPy array for the CPU; name the GPU, device='cuda', or copy it to the "
+            "host, x.get()"
+        )
     if hasattr(data, "__array__"):
         return np.asarray(data)
     if isinstance(data, (list, tuple)) and data and not isinstance(data[0], (int, float)):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,6 +52,20 @@ class _Refused(Exception):
         self.reason = reason
 
 
+_capturing = threading.RLock()  # one plan at a time
+_stream: Any = None
+
+
+def _capture_stream() -> Any:
+    """The stream that plans are captured on: one for all, as cuBLAS has a workspace for each."""
+    global _stream
+    if _stream is None:
+        import cupy
+
+        _stream = cupy.cuda.Stream(non_blocking=True)
+    return _stream
+
+
 class GraphPlan:
     """Calls that become a CUDA graph.
 
@@ -66,7 +81,6 @@ class GraphPlan:
 
         self._calls = calls
         self._pool = cupy.cuda.MemoryPool()  # lives as long as the graphs: they write into it
-        self._stream = cupy.cuda.Stream(non_blocking=True)
         self._warm = False
         self._parts: list[Callable[[], object]] | None = None
 
@@ -77,7 +91,8 @@ class GraphPlan:
             self._warm = True
             return
         if self._parts is None:
-            self._parts = self._captured()
+            with _capturing:
+                self._parts = self._captured()
         for part in self._parts:
             part()
 
@@ -100,11 +115,11 @@ class GraphPlan:
         return [(call.instruction.kernel, waiting(call.run)) for call in self._calls]
 
     def _warm_up(self) -> None:
-        _synchronize()  # the plan's stream does not wait for the others
-        with self._inside():
+        _synchronize()  # the stream does not wait for the others
+        with _capturing, self._inside() as stream:
             for call in self._calls:
                 call.run()
-            self._stream.synchronize()
+            stream.synchronize()
 
     def _captured(self) -> list[Callable[[], object]]:
         """The graphs, and between them the calls that cannot be in one."""
@@ -143,9 +158,10 @@ class GraphPlan:
         """The launch of a graph of these calls. Raises _Refused for the first that cannot be in."""
         import cupy
 
+        global _stream
         _synchronize()
-        with self._inside(), _no_collection():
-            self._stream.begin_capture()
+        with self._inside() as stream, _no_collection():
+            stream.begin_capture()
             number = numbers[0]
             try:
                 for number in numbers:
@@ -153,20 +169,21 @@ class GraphPlan:
             except Exception as reason:
                 # The capture is void, and so is the stream: CUDA says so again when it is ended.
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
-                    self._stream.end_capture()
-                self._stream = cupy.cuda.Stream(non_blocking=True)
+                    stream.end_capture()
+                _stream = None
                 raise _Refused(number, reason) from reason
-            graph = self._stream.end_capture()
+            graph = stream.end_capture()
         launch: Callable[[], object] = graph.launch  # on the stream that is current then
         return launch
 
     @contextlib.contextmanager
-    def _inside(self) -> Iterator[None]:
-        """The plan's stream and pool are the current ones."""
+    def _inside(self) -> Iterator[Any]:
+        """The stream for captures, which is the current one, as the plan's pool is."""
         import cupy
 
-        with self._stream, cupy.cuda.using_allocator(self._pool.malloc):
-            yield
+        stream = _capture_stream()
+        with stream, cupy.cuda.using_allocator(self._pool.malloc):
+            yield stream
 
 
 @contextlib.contextmanager

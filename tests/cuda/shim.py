@@ -23,11 +23,14 @@ import numpy as np
 
 from tinygrad_ish.kernels.gpu import _launch, _nvrtc
 
+from ..backends import STAND_IN
 from . import fake_blas
 
 HEADER = Path(__file__).with_name("cudashim.h")
 MOST_SHARED = 227 << 10  # bytes of shared memory for a block of an H100
 ORDERS = {"forward": 0, "reverse": 1, "shuffled": 2}  # of warps and blocks
+# In which most tests run: in all of them under `make test-gpu-shim`, in one under `make test`.
+TESTED = list(ORDERS) if STAND_IN else ["shuffled"]
 
 
 def _compiler() -> list[str]:

@@ -21,7 +21,7 @@ RAN: Counter[str] = Counter()
 BORDER = 256  # bytes of NaN before and behind an array
 
 
-@pytest.fixture(params=shim.ORDERS)
+@pytest.fixture(params=shim.TESTED)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with shim.in_place_of_a_gpu(request.param):
         yield Backend("shim", "cpu", "numpy", gpu.__name__)

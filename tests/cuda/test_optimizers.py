@@ -23,7 +23,7 @@ SGD = (0.9, 0.5, 0.01, True)
 TOLERANCE = {"float16": 2e-3, "bfloat16": 1e-2, "float32": 1e-6, "float64": 1e-14}
 
 
-@pytest.fixture(params=shim.ORDERS)
+@pytest.fixture(params=shim.TESTED)
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     with shim.in_place_of_a_gpu(request.param):
         yield Backend("shim", "cpu", "numpy", gpu.__name__)
