@@ -11,7 +11,7 @@ ARGS   =
 BIN    = $(VENV)/bin
 DEV    = $(VENV)/.with-$(EXTRAS)
 
-.PHONY: help venv mnist penguins serve bench bench-serve test test-gpu test-gpu-shim lint format types wheel-check check clean
+.PHONY: help venv mnist penguins serve bench bench-gpu bench-serve test test-gpu test-gpu-shim lint format types wheel-check check clean
 .NOTPARALLEL:  # two pips in one environment would break it
 .DEFAULT_GOAL := help
 
@@ -33,6 +33,9 @@ runs/mnist/digits.msgpack:
 bench: $(VENV)/.with-bench  ## all benchmarks against PyTorch, JAX and others; a quarter of an hour (ARGS="--quick": less)
 	@for name in train_step kernels inference startup scaling; do echo; $(BIN)/python -m benchmarks.$$name $(ARGS) || exit; done
 
+bench-gpu: $(VENV)/.with-gpu $(VENV)/.with-bench  ## the GPU against PyTorch and JAX; half an hour (ARGS="--part kernels": a part)
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+
 bench-serve: $(VENV)/.with-serve $(VENV)/.with-bench $(VENV)/peers/.ready $(VENV)/mlserver/.ready  ## the server against LitServe, BentoML and others, with wrk; half an hour (ARGS="--quick": less)
 	@$(BIN)/python -m benchmarks.serving --peers $(VENV)/peers/bin/python $(VENV)/mlserver/bin/python $(ARGS)
 
@@ -41,8 +44,8 @@ venv: $(DEV)   ## make .venv with what development needs
 test: $(DEV)   ## run the tests (ARGS="-k relu" picks some)
 	@$(BIN)/python -m pytest $(ARGS)
 
-test-gpu: $(VENV)/.with-dev,gpu  ## run the tests that need CuPy and a CUDA device
-	@TINYGRAD_ISH_REQUIRE_GPU=1 $(BIN)/python -m pytest -m gpu $(ARGS)
+test-gpu: $(VENV)/.with-dev,gpu  ## all that can be tested on a GPU (ARGS="--stage tests": a part)
+	@$(BIN)/python scripts/test_gpu.py $(ARGS)
 
 test-gpu-shim: $(DEV)  ## run the GPU tests on the CPU: CUDA kernels through a shim, CuPy through a stand-in
 	@TINYGRAD_ISH_GPU=stand-in $(BIN)/python -m pytest -m "gpu or cuda" $(ARGS)

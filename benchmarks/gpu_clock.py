@@ -11,6 +11,7 @@ import importlib.metadata
 import importlib.util
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,34 +67,42 @@ class Run:
         self.say(f"WRONG: {what}")
 
 
+_environment = threading.Lock()  # which a child that is started changes for a moment
+
+
 class Worker:
-    """An object in a process of its own, which is started anew after a failure."""
+    """An object in a process of its own, which is started anew after a failure. With ``again``,
+    what failed in a process that was in use is tried once more in the new one."""
 
     def __init__(
-        self, make: Callable[..., Any], *args: Any, environment: dict[str, str] | None = None
+        self,
+        make: Callable[..., Any],
+        *args: Any,
+        environment: dict[str, str] | None = None,
+        again: bool = False,
     ) -> None:
         self._make, self._args, self._environment = make, args, environment or {}
+        self._again = again
         self._child: Child | None = None
 
     def ask(self, method: str, *args: Any) -> Any:
-        """The result of a method there; tried again in a new process if an old one fails in it.
+        """The result of a method there. Raises ChildError if it fails."""
+        used = self._child is not None
+        try:
+            return self._started().ask(method, *args)
+        except (ChildError, OSError) as error:
+            self.close()
+            if used and self._again:
+                return self.ask(method, *args)
+            raise ChildError(str(error), getattr(error, "details", "")) from error
 
-        Raises ChildError if that fails too.
-        """
-        children.PATIENCE = PATIENCE
-        while True:
-            used = self._child is not None
-            try:
-                if self._child is None:
-                    self._child = Child(self._make, *self._args, environment=self._environment)
-                    self._child.end()
-                return self._child.ask(method, *args)
-            except (ChildError, OSError) as error:
-                self.close()
-                if not used:
-                    raise (
-                        error if isinstance(error, ChildError) else ChildError(str(error))
-                    ) from error
+    def _started(self) -> Child:
+        if self._child is None:
+            children.PATIENCE = PATIENCE
+            with _environment:
+                self._child = Child(self._make, *self._args, environment=self._environment)
+            self._child.end()
+        return self._child
 
     def close(self) -> None:
         """End the process."""
@@ -155,7 +164,7 @@ def graphed(calls: list[Call]) -> Call:
                 call()
         finally:
             graph = stream.end_capture()
-    kept = (pool, calls)  # the graph works in their memory
+    kept = (pool, stream, calls)  # the graph works in their memory; cuBLAS's is the stream's
 
     def launch(kept: Any = kept) -> None:
         graph.launch()
@@ -180,6 +189,24 @@ def torch_graphed(torch: Any, calls: list[Call]) -> Call:
         graph.replay()
 
     return launch
+
+
+# --- arrays of any dtype, bfloat16 too, by way of integers of their size ---
+
+CARRIER = {1: "uint8", 2: "uint16", 4: "uint32", 8: "uint64"}
+
+
+def poison(x: Any) -> None:
+    """Let every bit of a C-contiguous array be 1: NaN, if it is floating."""
+    carrier = np.dtype(CARRIER[x.itemsize])
+    x.view(carrier).fill(np.iinfo(carrier).max)
+
+
+def duplicate(x: Any) -> Any:
+    """A copy that is laid out as x: C-contiguous, or its transpose is."""
+    if not x.flags.c_contiguous:
+        return duplicate(x.T).T
+    return x.view(CARRIER[x.itemsize]).copy().view(x.dtype) if x.ndim else x.copy()
 
 
 # --- PyTorch beside us ------------------------------------------------------------------------

@@ -18,7 +18,17 @@ from tinygrad_ish.kernels.gpu.gemm import gemm_mma, gemm_wgmma
 
 from .cases import LAYERS, Size, _products
 from .children import ChildError
-from .gpu_clock import FLUSH, Clock, Run, Worker, as_torch, graphed, torch_graphed, torch_or_why
+from .gpu_clock import (
+    FLUSH,
+    Clock,
+    Run,
+    Worker,
+    as_torch,
+    graphed,
+    poison,
+    torch_graphed,
+    torch_or_why,
+)
 from .gpu_kernels import Numbers
 
 PRECISIONS = {  # the dtype, how float32 is multiplied, the error that is allowed
@@ -63,7 +73,7 @@ class Gemm:
             (
                 draw(k, m, dtype=dtype).T if layout[0] == "t" else draw(m, k, dtype=dtype),
                 draw(n, k, dtype=dtype).T if layout[1] == "t" else draw(k, n, dtype=dtype),
-                self.k.full((m, n), np.nan, dtype),
+                self.k.empty((m, n), np.dtype(dtype)),
             )
             for _ in range(count)
         ]
@@ -103,12 +113,12 @@ class Gemm:
     def _error(self, product: Callable[..., Any], operands: tuple[Any, Any, Any]) -> float:
         """‖out - a b‖ / ‖a b‖ over some of the rows."""
         a, b, out = operands
-        out.fill(np.nan)
+        poison(out)
         product(a, b, out)
         return self._distance(a, b, out)
 
     def _error_of_torch(self, product: Any, operands: Any, tensors: Any) -> float:
-        operands[2].fill(np.nan)
+        poison(operands[2])
         product(*tensors)
         return self._distance(*operands)
 

@@ -22,11 +22,21 @@ from tinygrad_ish.kernels.gpu import linalg
 
 from .cases import CASES, TorchCall, optimizer
 from .children import ChildError
-from .gpu_clock import FLUSH, Clock, Run, Worker, as_torch, graphed, torch_graphed, torch_or_why
+from .gpu_clock import (
+    CARRIER,
+    FLUSH,
+    Clock,
+    Run,
+    Worker,
+    as_torch,
+    duplicate,
+    graphed,
+    torch_graphed,
+    torch_or_why,
+)
 from .kernels import arrays_in, mapped
 
 TOLERANCE = {"float32": 2e-4, "float16": 5e-3, "bfloat16": 2e-2}  # a share of the largest value
-CARRIER = {2: "uint16", 4: "uint32", 8: "uint64"}
 GOAL = 0.85  # of the copy's bandwidth
 POOL = (1 << 22) + 3
 
@@ -298,9 +308,10 @@ def _norms(tiny: bool) -> list[Row]:
         return lambda: torch.native_layer_norm(x, [x.shape[1]], w, b, 1e-5)
 
     def their_backward(torch: Any, g: Any, x: Any, mean: Any, rstd: Any, w: Any) -> Any:
-        mean, rstd = mean[:, None].float(), rstd[:, None].float()
+        sizes = [x.shape[1]]
+        _, mean, rstd = torch.native_layer_norm(x, sizes, w, w, 1e-5)  # in the dtype it wants
         return lambda: torch.ops.aten.native_layer_norm_backward(
-            g, x, [x.shape[1]], mean, rstd, w, w, [True, True, True]
+            g, x, sizes, mean, rstd, w, w, [True, True, True]
         )
 
     return [
@@ -428,33 +439,34 @@ def _int8_rows(tiny: bool) -> list[Row]:
 
 def widened(k: Backend, x: Any) -> Any:
     """A copy, in float64 if floating."""
-    floating = reference.is_float(x.dtype)
-    return k.cast(k.copy(x), np.dtype(np.float64)) if floating else x.copy()
+    return _float64(k, duplicate(x)) if reference.is_float(x.dtype) else duplicate(x)
+
+
+def _float64(k: Backend, x: Any) -> Any:
+    wide = np.dtype(np.float64)
+    if x.dtype == wide:
+        return x
+    return k.cast(x if x.flags.c_contiguous else k.copy(x), wide)
 
 
 def error(k: Backend, row: Row, args: tuple[Any, ...]) -> float:
     """How far the kernel is off, as a share of the largest value; of results and of what it left in
     its arguments. NaN if a result has another shape."""
-    given = mapped(args, lambda x: x.copy())
+    given = mapped(args, duplicate)
     result = ours(k, row.kernel)(*given, **row.kwargs)
     wide = mapped(args, lambda x: widened(k, x))
     expected = truth(row.kernel)(*wide, **row.kwargs)
-    worst = 0.0
     pairs = zip(arrays_in((result, *given)), arrays_in((expected, *wide)), strict=True)
-    for found, right in pairs:
-        if found.shape != right.shape:
-            return math.nan
-        found = found.astype(np.int64) if found.dtype == bool else found
-        far = k.xp.absolute(_float64(k, found) - _float64(k, right)).max()
-        largest = k.xp.absolute(_float64(k, right)).max()
-        worst = max(worst, float(far) / max(float(largest), 1e-30))
-        if math.isnan(float(far)):
-            return math.nan
-    return worst
+    errors = [_far(k, found, right) for found, right in pairs]
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
-def _float64(k: Backend, x: Any) -> Any:
-    return k.cast(x if x.flags.c_contiguous else k.copy(x), np.dtype(np.float64))
+def _far(k: Backend, found: Any, right: Any) -> float:
+    if found.shape != right.shape:
+        return math.nan
+    found, right = _float64(k, found), _float64(k, right)
+    largest = float(k.xp.absolute(right).max())
+    return float(k.xp.absolute(found - right).max()) / max(largest, 1e-30)
 
 
 def floor(row: Row, args: tuple[Any, ...], result: Any) -> int:
@@ -522,6 +534,7 @@ class Bench:
         if self.torch is None:
             raise RuntimeError(self.why)
         torch = self.torch
+        torch._dynamo.reset()  # it gives up compiling a function of its eighth kind
         calls = [theirs(torch, *mapped(a, lambda x: as_torch(torch, x))) for a in sets]
         call = torch_graphed(torch, calls) if row.sets else calls[0]
         return self.clock.times(call, len(calls))
@@ -555,7 +568,7 @@ def line(found: dict[str, Any], bandwidth: float) -> list[Any]:
 
 def measure_all(run: Run, part: str, family: str) -> None:
     """The rows of a family, each saved as it comes."""
-    worker = Worker(Bench, run.tiny, run.repeats)
+    worker = Worker(Bench, run.tiny, run.repeats, again=True)
     results: list[dict[str, Any]] = []
     try:
         bandwidth = worker.ask("bandwidth")

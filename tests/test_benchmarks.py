@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks import (
+    gpu_peers,
+    gpu_steps,
     inference,
     kernels,
     limits,
@@ -24,6 +28,8 @@ from benchmarks import (
 )
 from benchmarks.cases import CASES
 from benchmarks.children import Child, ChildError
+from scripts import test_gpu as gpu_script
+from tests.cuda import shim
 from tinygrad_ish.kernels import get_backend, reference
 from tinygrad_ish.kernels.cpu import lowering
 
@@ -163,3 +169,167 @@ def test_a_child_that_fails_says_why() -> None:
     with pytest.raises(ChildError, match="ValueError"):
         child.end()
     child.close()
+
+
+# --- the GPU's, on the stand-in for one ----------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parent.parent
+STAND_IN = [sys.executable, "-m", "tests.cuda.run_on_stand_in"]
+on_stand_in = pytest.mark.skipif(shim.why_missing() is not None, reason=str(shim.why_missing()))
+
+
+def run_on_stand_in(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [*STAND_IN, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def bench_gpu(folder: Path, *parts: str) -> str:
+    options = [option for part in parts for option in ("--part", part)]
+    done = run_on_stand_in("benchmarks.gpu", "--sizes", "tiny", "--out", str(folder), *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@on_stand_in
+def test_every_gpu_kernel_is_compared_and_clocked(tmp_path: Path) -> None:
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    from benchmarks import gpu_kernels
+
+    out = bench_gpu(tmp_path, "facts", "kernels", "adam")
+    assert "torch did not run" in out and ("sees no GPU" in out or "not installed" in out)
+    assert written(tmp_path, "gpu-facts")["gpu"] == "stand-in for a GPU"
+    results = [r for p in ("kernels", "adam") for r in written(tmp_path, f"gpu-{p}")["results"]]
+    assert {r["name"] for r in results} == {row.name for row in gpu_kernels.rows(tiny=True)}
+    for r in results:
+        assert r["error"] <= gpu_kernels.TOLERANCE[r["dtype"]], r["name"]
+        assert r["us"]["median"] > 0 and r["bytes"] > 0, r["name"]
+    assert "softmax_cross_entropy" in (tmp_path / "gpu-tables.md").read_text()
+
+
+@on_stand_in
+def test_the_other_parts_of_the_gpu_benchmark_run(tmp_path: Path) -> None:
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    bench_gpu(tmp_path, "gemm", "steps", "digits", "overheads")
+    for found in written(tmp_path, "gpu-gemm"):
+        assert all(t["median"] > 0 for t in found["us"].values()) and found["errors"]
+    for result in written(tmp_path, "gpu-steps"):
+        assert set(result["contenders"]) >= {"tinygrad_ish", "tinygrad_ish compiled"}
+        assert not result["wrong"]
+    digits = written(tmp_path, "gpu-digits")
+    ours = [digits[name] for name in ("tinygrad_ish", "tinygrad_ish compiled")]
+    assert ours[0]["last loss"] == ours[1]["last loss"] and ours[0]["median"] > 0
+    assert len(written(tmp_path, "gpu-overheads")["launches"]) == 7
+
+
+FAULTY = """
+import os
+from benchmarks import gpu, gpu_kernels
+
+class Faulty(gpu_kernels.Bench):
+    def __init__(self, *args):
+        super().__init__(*args)
+        exp = self.k.exp
+        self.k.exp = lambda x, out=None: exp(x) * 1.01
+        self.k.relu = lambda x, out=None: os._exit(3)
+
+def main(argv):
+    gpu_kernels.Bench, every = Faulty, gpu_kernels.rows
+    gpu_kernels.rows = lambda tiny=False: every(tiny)[:4]
+    return gpu.main(argv)
+"""
+
+
+@on_stand_in
+def test_a_wrong_gpu_kernel_is_told_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ml_dtypes", reason="ml_dtypes is not installed")
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = ("--sizes", "tiny", "--out", str(tmp_path), "--part", "kernels")
+    done = run_on_stand_in("faulty", *options)
+    assert done.returncode == 1
+    assert "wrong: exp 1024 float32: off by 0.01" in done.stderr
+    assert "wrong: relu 1024 float32: its process ended without a word" in done.stderr
+    results = written(tmp_path, "gpu-kernels")["results"]
+    assert [("us" in r) for r in results] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pytorch_of_the_gpu_takes_the_same_steps_on_a_cpu(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    monkeypatch.setattr(gpu_peers._Torch, "where", "cpu")
+    before = torch.get_float32_matmul_precision()
+    try:
+        peer = gpu_peers.TorchEager(SMALL, models.first_weights(SMALL), precision)
+        inputs, labels = models.samples(SMALL)
+        steps = [peer.step(peer.put(inputs[i]), peer.put(labels[i])) for i in range(20)]
+        found = [peer.value(step) for step in steps]
+    finally:
+        torch.set_default_device(None)
+        torch.set_float32_matmul_precision(before)
+    right = gpu_steps.expected(SMALL)
+    assert gpu_steps.differ(found, right, gpu_steps.TOLERANCE[precision]) is None
+    assert gpu_steps.differ([x * 1.1 for x in found], right, 3e-2)
+
+
+# --- the script behind make test-gpu -----------------------------------------------------------
+
+
+@on_stand_in
+def test_every_cuda_kernel_runs_for_the_sanitizer() -> None:
+    options = ("--dtype", "float32", "--skip", "gemm_wgmma")
+    done = run_on_stand_in("scripts.every_kernel", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 calls wrong" in done.stdout and "never started" not in done.stdout
+
+
+@on_stand_in
+def test_the_masks_are_compared() -> None:
+    other = "seed, seeds = tg.manual_seed, [1, 2]\ntg.manual_seed = lambda n: seed(seeds.pop())\n"
+    for draws, status in (("", 0), (other, 1)):
+        code = f"import tests.cuda.run_on_stand_in, tinygrad_ish as tg\n{draws}{gpu_script.MASKS}"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == status, done.stderr
+        assert ("the masks are the CPU's" if not status else "differ") in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("says", "status", "outcome"),
+    [("ERROR SUMMARY: 0 errors", 0, "ok"), ("ERROR SUMMARY: 2 errors", 86, "FAILED"),
+     ("nothing", 0, "FAILED")],
+)  # fmt: skip
+def test_the_sanitizers_word_counts(
+    says: str, status: int, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "compute-sanitizer"
+    fake.write_text(f"#!/bin/sh\necho '========= {says}'\nexit {status}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert gpu_script.sanitized("memcheck")[0] == outcome
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(gpu_script, "SANITIZERS", ())
+    assert gpu_script.sanitized("memcheck")[0] == "skipped"
+
+
+def test_a_command_that_takes_too_long_is_ended() -> None:
+    status, _ = gpu_script.run([sys.executable, "-c", "import time; time.sleep(60)"], 0.3)
+    assert status == 124
+
+
+def test_what_fails_does_not_stop_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> tuple[str, str]:
+        raise OSError("no such program")
+
+    stages = {"one": missing, "two": lambda: ("ok", "fine"), "three": lambda: ("skipped", "why")}
+    monkeypatch.setattr(gpu_script, "STAGES", stages)
+    assert gpu_script.main([]) == 1
+    out = capsys.readouterr().out
+    assert "FAILED" in out and "fine" in out and "why" in out
+    assert gpu_script.main(["--stage", "two"]) == 0

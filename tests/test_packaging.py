@@ -60,7 +60,13 @@ def test_setup_cfg_lists_every_file_that_is_no_code(config: configparser.ConfigP
     )
     data = config["options.package_data"]
     for name, folder in folders.items():
-        named = {path for glob in data.get(name, "").split() for path in (ROOT / folder).glob(glob)}
+        named = {
+            path
+            for package, globs in data.items()
+            if f"{package}.".startswith(f"{name}.")
+            for glob in globs.split()
+            for path in (ROOT / folder / package[len(name) + 1 :].replace(".", "/")).glob(glob)
+        }
         on_disk = {
             path
             for path in (ROOT / folder).rglob("*")
