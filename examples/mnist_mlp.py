@@ -192,7 +192,6 @@ def train_epoch(
     title: str,
 ) -> tuple[float, float, float, float]:
     """One pass over the training images, with a bar; loss and accuracy there and in validation."""
-    device = tg.get_default_backend()
     total, right, seen = 0.0, 0, 0
     bar = tqdm(
         total=len(loader.dataset),
@@ -202,7 +201,7 @@ def train_epoch(
     )
     with bar:
         for x, y in loader:
-            loss, correct = step(x.to(device), y.to(device))
+            loss, correct = step(x, y)
             total += loss.item() * len(y)
             right += correct.item()
             seen += len(y)
@@ -238,7 +237,7 @@ def train(
         optimizer: optim.Optimizer = optim.Adam(model.named_parameters(), lr=args.lr)
     else:
         optimizer = optim.SGD(model.named_parameters(), lr=args.lr, momentum=0.9)
-    loader = DataLoader(learn, args.batch_size, shuffle=True)
+    loader = DataLoader(learn, args.batch_size, shuffle=True, device=tg.get_default_backend())
     steps = args.epochs * len(loader)
     falling = optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / steps)
     step = make_step(model, optimizer, falling)
