@@ -19,8 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinygrad_ish.kernels
-from tinygrad_ish.kernels.cpu import _cache, _jit, elementwise
-from tinygrad_ish.kernels.cpu._cache import DiskCache
+from tinygrad_ish.kernels import _cache
+from tinygrad_ish.kernels._cache import DiskCache
+from tinygrad_ish.kernels.cpu import _jit, elementwise
 from tinygrad_ish.kernels.cpu._jit import task
 from tinygrad_ish.kernels.cpu._tasks import Call, Plan, free, integer, run, scratch, vector
 
@@ -43,7 +44,7 @@ print(json.dumps({{**report, "warnings": [str(w.message) for w in caught]}}))
 AHEAD = {"elementwise._relu", "_tasks._serial", "_tasks._shared", "_tasks._help"}
 FILES = len(AHEAD) + 4
 FULL_DISK = """
-    from tinygrad_ish.kernels.cpu import _cache
+    from tinygrad_ish.kernels import _cache
     def full(path, data): raise OSError(28, "No space left on device")
     _cache._write = full
 """

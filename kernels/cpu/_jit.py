@@ -35,7 +35,7 @@ import llvmlite
 import numpy as np
 from llvmlite import binding as llvm
 
-from ._cache import CacheInfo, DiskCache
+from .._cache import CacheInfo, DiskCache
 
 FLAGS = {
     "nopython": True,

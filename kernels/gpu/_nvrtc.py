@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Any
 
-from ..cpu._cache import DiskCache
+from .._cache import DiskCache
 
 FOLDER = os.path.join(os.path.dirname(__file__), "cu")
 INSTALL = "pip install 'nvidia-cuda-nvrtc==13.0.*'"
