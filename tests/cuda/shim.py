@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_ish.kernels._cache import VARIABLE
 from tinygrad_ish.kernels.gpu import _launch, _nvrtc
 
 from ..backends import STAND_IN
@@ -153,10 +154,11 @@ def build(text: str, dtype: str) -> Any:
 
 
 def _compiled(whole: str, digest: str) -> Path:
-    """The compiled library, from a folder for temporary files or made."""
+    """The compiled library, from where compiled kernels are kept (or temporary files), or made."""
     user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"tinygrad_ish-shim-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    root = os.environ.get(VARIABLE) or tempfile.gettempdir()
+    folder = Path(root) / f"tinygrad_ish-shim-{user}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     library = folder / f"{digest}.so"
     if not library.exists():
         made = folder / f"{digest}.{os.getpid()}.tmp"
