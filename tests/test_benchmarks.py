@@ -29,6 +29,7 @@ from benchmarks import (
 from benchmarks.cases import CASES
 from benchmarks.children import Child, ChildError
 from scripts import test_gpu as gpu_script
+from tests import backends
 from tests.cuda import shim
 from tinygrad_ish.kernels import get_backend, reference
 from tinygrad_ish.kernels.cpu import lowering
@@ -175,7 +176,13 @@ def test_a_child_that_fails_says_why() -> None:
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = [sys.executable, "-m", "tests.cuda.run_on_stand_in"]
-on_stand_in = pytest.mark.skipif(shim.why_missing() is not None, reason=str(shim.why_missing()))
+
+
+def on_stand_in(test: Any) -> Any:
+    """A test of what is for a GPU, which takes long on what stands in for one."""
+    asked = pytest.mark.skipif(not backends.STAND_IN, reason="make test-gpu-shim runs it")
+    able = pytest.mark.skipif(shim.why_missing() is not None, reason=str(shim.why_missing()))
+    return pytest.mark.cuda(asked(able(test)))
 
 
 def run_on_stand_in(*arguments: str) -> subprocess.CompletedProcess[str]:
