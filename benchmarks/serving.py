@@ -424,7 +424,7 @@ def main() -> int:
     args = parser.parse_args()
     args.seconds = 2 if args.quick else 8
     args.connections = [1, 16, 64, 256]
-    args.shares = [0.5] if args.quick else [0.25, 0.5, 0.75, 0.9, 1.1, 1.5]
+    args.shares = [0.5, 0.9, 1.1, 1.5] if args.quick else [0.25, 0.5, 0.75, 0.9, 1.1, 1.5]
     if shutil.which("wrk") is None or shutil.which("taskset") is None:
         print("this needs wrk and taskset: apt install wrk util-linux", file=sys.stderr)
         return 2
