@@ -797,14 +797,14 @@ def _like(value: Any, items: list[Any]) -> Any:
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
-def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
-    """The nested value with the next of ``tensors`` for each tensor."""
+def rebuilt(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The nested value with each tensor as ``change`` gives it."""
     if isinstance(value, Tensor):
-        return next(tensors)
+        return change(value)
     if isinstance(value, (tuple, list)):
-        return _like(value, [_rebuilt(v, tensors) for v in value])
+        return _like(value, [rebuilt(v, change) for v in value])
     if isinstance(value, dict):
-        return {k: _rebuilt(v, tensors) for k, v in value.items()}
+        return {k: rebuilt(v, change) for k, v in value.items()}
     return value
 
 
@@ -970,7 +970,8 @@ def _recorded(
     recorder = Recorder([t._array for t in own], backend)
     with autograd.recording(recorder), backend.observed(recorder.called):
         again = iter(own)
-        result = function(*_rebuilt(args, again), **_rebuilt(kwargs, again))
+        args, kwargs = rebuilt((args, kwargs), lambda _: next(again))
+        result = function(*args, **kwargs)
     for t in _leaves(result):
         if isinstance(t, Tensor) and t._node is not None and t._node.saved is not None:
             raise CompileError(

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from ..kernels import Backend
+from ..program import rebuilt
 from ..tensor import Tensor
-
-
-def tensors_to(value: Any, move: Callable[[Tensor], Tensor]) -> Any:
-    """A batch with each tensor in it, also in tuples, lists and dicts, as ``move`` gives it."""
-    if isinstance(value, Tensor):
-        return move(value)
-    if isinstance(value, (tuple, list)):
-        items = [tensors_to(v, move) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if isinstance(value, dict):
-        return {k: tensors_to(v, move) for k, v in value.items()}
-    return value
 
 
 def prefetch(batches: Iterable[Any], backend: Backend) -> Iterator[Any]:
@@ -28,7 +17,7 @@ def prefetch(batches: Iterable[Any], backend: Backend) -> Iterator[Any]:
     its own, while the one before is computed on."""
     if backend.device == "cpu":
         for batch in batches:
-            yield tensors_to(batch, lambda t: t.to(backend))
+            yield rebuilt(batch, lambda t: t.to(backend))
         return
     copies = _Copies(backend)
     ahead: list[Any] = []
@@ -81,7 +70,7 @@ class _Copies:
             slot.arrays[key] = held[key]
             return Tensor(self._copy(held[key], host), self._backend)
 
-        moved = tensors_to(batch, copy)
+        moved = rebuilt(batch, copy)
         slot.done.record(self._stream)
         return moved, slot.done
 
