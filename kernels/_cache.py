@@ -124,7 +124,7 @@ class DiskCache:
             return None
 
     def _check_owner(self) -> None:
-        """Raise PermissionError if a user other than this one and root can write to the folder."""
+        """Raise PermissionError if the folder belongs to a user other than this one and root."""
         for folder in (self._root, self.folder) if hasattr(os, "geteuid") else ():
             owner = os.stat(folder).st_uid
             if owner not in (0, os.geteuid()):

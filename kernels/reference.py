@@ -750,12 +750,14 @@ def take_scaled(
 ) -> Array:
     """x[rows] · scale + shift, as the floating ``dtype``: of uint8 images a batch of inputs.
 
-    x (M, …), rows (n,) int64 → (n, …). A row outside -M..M-1 raises on the CPU, gives NaN on a GPU.
+    x (M, …), rows (n,) int64 → (n, …), computed in float32 at least and rounded once. A row outside
+    -M..M-1 raises on the CPU, and of uint8 x gives NaN on a GPU.
     """
-    xp, kind = namespace(x), np.dtype(dtype).type
+    xp, kind = namespace(x), wider(np.dtype(dtype)).type
     if xp is np:
         _check_index("take_scaled", rows, len(x))
-    return _give(x[rows].astype(dtype) * kind(scale) + kind(shift), out, x, rows)
+    y = x[rows].astype(kind) * kind(scale) + kind(shift)
+    return _give(y.astype(dtype), out, x, rows)
 
 
 def push(ring: Array, state: Array, value: Array) -> None:

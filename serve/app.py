@@ -83,7 +83,8 @@ class Server:
         return outputs
 
     def timeout(self, request: Request) -> float:
-        """Seconds that the request may take: the header Timeout-Ms, up to the setting."""
+        """Seconds that the request may take to be read out of its body, and then to be answered:
+        the header Timeout-Ms, up to the setting."""
         given = bodies.header(request, b"timeout-ms")
         if not given:
             return self.settings.timeout

@@ -70,14 +70,15 @@ class _Both:
             headers["Authorization"] = f"Bearer {key}"
         self._options = {"base_url": url, "headers": headers, **options}
 
-    def _attempts(self) -> Iterator[tuple[float, dict[str, str]]]:
-        """For each attempt the seconds that are left, and the header that tells the server."""
+    def _attempts(self) -> Iterator[tuple[float, float, dict[str, str]]]:
+        """For each attempt when the call must end, the seconds until then, and the header that
+        tells the server."""
         end = time.monotonic() + self.timeout
         for _ in range(self.retries + 1):
             left = end - time.monotonic()
             if left <= 0:
                 return
-            yield left, {"Timeout-Ms": f"{left * 1e3:.0f}"}
+            yield end, left, {"Timeout-Ms": f"{left * 1e3:.0f}"}
 
     def _wait(self, attempt: int, result: Result, left: float) -> float | None:
         """Seconds until the next attempt; None if there shall be none."""
@@ -215,14 +216,14 @@ class Client(_Both):
     def _send(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **request: Any
     ) -> httpx.Response:
-        for attempt, (left, told) in enumerate(self._attempts()):
+        for attempt, (end, left, told) in enumerate(self._attempts()):
             try:
                 result: Result = self._http.request(
                     method, path, headers={**(headers or {}), **told}, timeout=left, **request
                 )
             except httpx.TransportError as error:
                 result = error
-            wait = self._wait(attempt, result, left)
+            wait = self._wait(attempt, result, end - time.monotonic())
             if wait is None:
                 return _given(result)
             time.sleep(wait)
@@ -283,14 +284,14 @@ class AsyncClient(_Both):
     async def _send(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, **request: Any
     ) -> httpx.Response:
-        for attempt, (left, told) in enumerate(self._attempts()):
+        for attempt, (end, left, told) in enumerate(self._attempts()):
             try:
                 result: Result = await self._http.request(
                     method, path, headers={**(headers or {}), **told}, timeout=left, **request
                 )
             except httpx.TransportError as error:
                 result = error
-            wait = self._wait(attempt, result, left)
+            wait = self._wait(attempt, result, end - time.monotonic())
             if wait is None:
                 return _given(result)
             await asyncio.sleep(wait)

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-__all__ = ["CODES", "Disconnected", "ServeError"]
+__all__ = ["CODES", "Disconnected", "ServeError", "dumps"]
 
 # code: (HTTP status, what it means)
 CODES = {
@@ -69,10 +69,14 @@ class ServeError(Exception):
         return {"error": str(self), "code": self.code, **told}
 
     def json(self, request_id: str | None = None) -> bytes:
-        """``body`` as JSON, whatever a client has led us to say: orjson refuses an integer of more
-        than 64 bits, and half of a surrogate pair."""
-        body = self.body(request_id)
-        try:
-            return orjson.dumps(body, default=str)
-        except TypeError:
-            return json.dumps(body, default=str).encode()
+        """``body`` as JSON."""
+        return dumps(self.body(request_id))
+
+
+def dumps(value: Any) -> bytes:
+    """A value as JSON, whatever a client or a file's name has led us to say: orjson refuses an
+    integer of more than 64 bits, and half of a surrogate pair."""
+    try:
+        return orjson.dumps(value, default=str)
+    except TypeError:
+        return json.dumps(value, default=str).encode()

@@ -18,6 +18,8 @@ import orjson
 
 from tinygrad_ish.deploy.inputs import printable
 
+from .errors import dumps
+
 __all__ = ["AccessLog", "configure", "trace_of"]
 
 EXTRA = ("request_id", "trace_id", "route", "model", "worker")  # of a record, where it has them
@@ -60,7 +62,7 @@ class _Json(logging.Formatter):
         line.update({key: vars(record)[key] for key in EXTRA if key in vars(record)})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return dumps(line).decode()
 
 
 class _Text(logging.Formatter):

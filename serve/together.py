@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from .errors import ServeError
+from .errors import ServeError, dumps
 from .models import Catalog
 
 if TYPE_CHECKING:
@@ -67,10 +67,10 @@ class Together:
                 except Exception as error:
                     log.warning("to %s %s by hand has failed: %s", action, name, error)
                     self._failed[name] = str(error)
-            self._done = end
             path = self._folder / f"{self._number}.done"
-            path.with_suffix(".new").write_bytes(orjson.dumps([end, self._failed]))
+            path.with_suffix(".new").write_bytes(dumps([end, self._failed]))
             path.with_suffix(".new").replace(path)
+            self._done = end
 
     async def ask(self, action: str, name: str, seconds: float) -> None:
         """Let all workers "load" or "unload" a model. Raises ServeError if one of them cannot, or

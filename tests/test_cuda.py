@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,23 @@ def test_a_call_that_cannot_be_captured_divides_the_graph(monkeypatch: pytest.Mo
     [plan] = plans(step)
     assert len(plan._parts) == 5  # graph, dropout, graph, its gradient, graph
     assert compiled == eager
+
+
+def test_a_graph_may_be_captured_by_a_thread_that_has_made_no_product() -> None:
+    _, eager = run(False)
+    step, parameters = trainer(True)
+    losses = []
+
+    def train(part: list[tuple[tg.Tensor, tg.Tensor]]) -> None:
+        losses.extend(step(x, y).item() for x, y in part)
+
+    data = batches()
+    train(data[:2])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, data[2:]).result()
+    [plan] = plans(step)
+    assert len(plan._parts) == 1
+    assert [losses, *[p.tolist() for p in parameters]] == eager
 
 
 def test_profile_names_the_kernels() -> None:

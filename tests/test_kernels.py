@@ -225,7 +225,7 @@ CASES: dict[str, list[Case]] = {
         (normal((4, 4)), 1.0), (normal((4, 4)), 0.0), (normal((4, 4)), 1 - 2.0**-40), (fixed(EXTREMES), 0.5)]]
         + [case(then(lambda r, d: (*normal((9, 9))(r, d), TICKET), 0.3), ("float16",))],
     "next_rows": [case(then(lambda r, d, m=m, at=at: (r.permutation(m), np.array([at])), n), ("int64",)) for m, at, n in [(10, 0, 4), (10, 8, 4), (3, 2**40, 7), (1, 0, 1), (5, 3, 0), (1000, 990, 64)]],
-    "take_scaled": [case(then(lambda r, d, s=s, n=n: (r.integers(0, 256, s).astype("uint8"), r.integers(-s[0], s[0], n), ), 1 / 255, -0.5, np.dtype(t)), ("uint8",)) for t in FLOATS for s, n in [((7, 28, 28), 5), ((3, 5), 64), ((4,), 3), ((3, 0), 2), ((3, 4), 0)]]
+    "take_scaled": [case(then(lambda r, d, s=s, n=n: (r.integers(0, 256, s).astype("uint8"), r.integers(-s[0], s[0], n), ), 1 / 255, -0.5, np.dtype(t)), ("uint8",)) for t in (*FLOATS, "float16") for s, n in [((7, 28, 28), 5), ((3, 5), 64), ((4,), 3), ((3, 0), 2), ((3, 4), 0)]]
         + [case(then(lambda r, d: (r.normal(size=(6, 5)).astype(d), r.integers(0, 6, 6)), 2.0, 1.0, np.dtype("float32")))],
     "push": [case(lambda r, d, m=m, at=at: (*normal((m,))(r, d), np.array([at]), *normal(())(r, d))) for m, at in [(4, 0), (4, 3), (4, 9), (1, 2**40)]],
     "sum": [*AXES, *WITH_EMPTY, case(then(integers((3, 4), low=0), 1), INTS), case(then(normal((3, 2)), ()), FLOATS)],

@@ -86,6 +86,18 @@ def test_a_ring_keeps_the_last_numbers(backend: str) -> None:
     assert ring.read().tolist() == [6, 7, 8, 9]
 
 
+def test_a_ring_is_not_read_in_a_recording() -> None:
+    ring = Ring(4)
+
+    @tg.compile
+    def step(x: tg.Tensor) -> tg.Tensor:
+        ring.append(x.sum())
+        return x * float(ring.read().sum())
+
+    with pytest.raises(tg.CompileError, match=r"Ring\.read\(\) reads the values"):
+        step(tg.ones(2))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     x, y = digits("numpy")
     with pytest.raises(ValueError, match="one length on one device"):

@@ -139,3 +139,17 @@ def test_it_needs_no_server() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "no attribute 'Clients'" in done.stdout
+
+
+def test_no_retry_is_waited_for_that_would_come_too_late() -> None:
+    """What an attempt takes counts: the error in hand is given, not a timeout."""
+
+    def busy(request: Any) -> Any:
+        time.sleep(0.3)
+        return httpx.Response(503, headers={"Retry-After": "1"}, json={"error": "busy"})
+
+    with (
+        Client(transport=httpx.MockTransport(busy), timeout=1.2) as client,
+        pytest.raises(ServerError, match=r"^503"),
+    ):
+        client.predict(X)

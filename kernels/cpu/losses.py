@@ -460,7 +460,8 @@ def _bce_logits_chunk(args, i):
     part = slice(i * CHUNK, (i + 1) * CHUNK)
     x, t, d = input[part], target[part], dinput[part]
     memory, size = scratch(x.dtype, 3 * len(x)), len(x)
-    memory[2 * size :] = 1
+    if not pos_weight.size:
+        memory[2 * size :] = 1
     q = pos_weight[part] if pos_weight.size else memory[2 * size :]
     terms = loss[part] if reduction == NONE else memory[size : 2 * size]
     _bce_logits_part(x, t, q, terms, d, memory[:size])

@@ -2,7 +2,7 @@
 arrays for the rest.
 
 A flat module, filled as it is used: the file that holds a kernel is imported when the kernel is
-first asked for. A file here is the Python side of the ``.cu`` file of its name.
+first asked for. A file here is the Python side of one or two ``.cu`` files, mostly of its name.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def load(name: str = "cublas") -> Any:
         pattern = os.path.join(folder, "nvidia", "*", "lib", f"lib{name}.so.{version}")
         for path in glob.glob(pattern):
             return ctypes.CDLL(path)
-    for file in (f"lib{name}.so.13", f"lib{name}.so", f"{name}64_13.dll"):
+    for file in (f"lib{name}.so.13", f"lib{name}.so.12", f"lib{name}.so", f"{name}64_13.dll"):
         try:
             return ctypes.CDLL(file)
         except OSError:

@@ -29,7 +29,7 @@ def _library() -> Any:
             for part in glob.glob(os.path.join(os.path.dirname(path), "libnvrtc-builtins.so.*")):
                 ctypes.CDLL(part, ctypes.RTLD_GLOBAL)  # NVRTC looks for it by its plain name
             return ctypes.CDLL(path)
-    for name in ("libnvrtc.so.13", "libnvrtc.so", "nvrtc64_130_0.dll"):
+    for name in ("libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so", "nvrtc64_130_0.dll"):
         try:
             return ctypes.CDLL(name)
         except OSError:

@@ -29,8 +29,9 @@ def next_rows(order: Array, state: Array, n: int, out: Array | None = None) -> A
 def take_scaled(
     x: Array, rows: Array, scale: float, shift: float, dtype: Any, out: Array | None = None
 ) -> Array:
-    """x[rows] · scale + shift, as the floating ``dtype``; NaN for a row outside -M..M-1."""
-    direct = x.dtype == np.uint8 and x.flags.c_contiguous and rows.flags.c_contiguous
+    """x[rows] · scale + shift, as ``dtype``; of uint8 x NaN for a row outside -M..M-1."""
+    direct = x.dtype == np.uint8 and rows.dtype == COUNT
+    direct = direct and x.flags.c_contiguous and rows.flags.c_contiguous
     if not direct or np.dtype(dtype).name not in FLOATS:
         return reference.take_scaled(x, rows, scale, shift, dtype, out)
     y = destination(out, (*rows.shape, *x.shape[1:]), np.dtype(dtype), x, rows)
@@ -43,7 +44,8 @@ def take_scaled(
 
 def push(ring: Array, state: Array, value: Array) -> None:
     """ring[count mod M] = value, where count is state, int64 [count], which then advances."""
-    if ring.dtype.name not in FLOATS or not ring.flags.c_contiguous or state.dtype != COUNT:
+    fits = ring.dtype.name in FLOATS and value.dtype == ring.dtype and state.dtype == COUNT
+    if not fits or not ring.flags.c_contiguous:
         reference.push(ring, state, value)
     else:
         launch("feeding", "push", ring.dtype, 1, 1, (ring, ring.size, state, value))

@@ -9,11 +9,9 @@ import ctypes
 import functools
 from typing import Any
 
-import numpy as np
-
 from ..reference import Array, namespace
 from . import _launch
-from ._arrays import deliver, destination
+from ._arrays import address, deliver, destination
 
 DTYPES = {"float16": 6, "bfloat16": 9}  # their numbers among CUtensorMapDataType
 MOST = 1 << 30  # the kernels count rows and columns in 32 bits
@@ -63,8 +61,7 @@ def gemm_wgmma(a: Array, b: Array, out: Array | None = None) -> Array:
         tiles = -(-m // WGMMA_TILE[0]) * -(-n // WGMMA_TILE[1])
         grid = min(tiles, _launch.device.multiprocessors)
         maps = [
-            _tensor_map(_address(x), x.dtype.name, *x.shape, rows)
-            for x, rows in ((a, 128), (b, 64))
+            _tensor_map(address(x), x.dtype.name, *x.shape, rows) for x, rows in ((a, 128), (b, 64))
         ]
         args = (*maps, c, m, n, k)
         _launch.launch("gemm_wgmma", "gemm_wgmma", a.dtype, grid, 288, args, WGMMA_SHARED + ALIGN)
@@ -101,11 +98,7 @@ def _copied(x: Array) -> Array:
 
 
 def _aligned(x: Array) -> bool:
-    return _address(x) % 16 == 0
-
-
-def _address(x: Array) -> int:
-    return int(x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr)
+    return address(x) % 16 == 0
 
 
 @functools.cache

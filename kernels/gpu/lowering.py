@@ -4,6 +4,8 @@ do, and then does it at one launch.
 Capture keeps to what CUDA allows: a stream of its own, a memory pool of its own (temporaries lie
 where the graph will look for them, and nobody else may get that memory), nothing that waits for the
 GPU. https://docs.nvidia.com/cuda/cuda-c-programming-guide/#cuda-graphs
+
+Graphs share cuBLAS's workspace for the capture stream: do not run two at once on different streams.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..reference import Array
+from . import _blas
 
 __all__: list[str] = []
 
@@ -81,6 +84,7 @@ class GraphPlan:
 
         self._calls = calls
         self._pool = cupy.cuda.MemoryPool()  # lives as long as the graphs: they write into it
+        self._stream: Any = None  # of the captures: cuBLAS's workspace lives as long as it
         self._warm = False
         self._parts: list[Callable[[], object]] | None = None
 
@@ -166,13 +170,16 @@ class GraphPlan:
             try:
                 for number in numbers:
                     self._calls[number].run()
-            except Exception as reason:
+            except BaseException as reason:
                 # The capture is void, and so is the stream: CUDA says so again when it is ended.
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
                     stream.end_capture()
                 _stream = None
+                if not isinstance(reason, Exception):
+                    raise
                 raise _Refused(number, reason) from reason
             graph = stream.end_capture()
+        self._stream = stream
         launch: Callable[[], object] = graph.launch  # on the stream that is current then
         return launch
 
@@ -182,8 +189,13 @@ class GraphPlan:
         import cupy
 
         stream = _capture_stream()
-        with stream, cupy.cuda.using_allocator(self._pool.malloc):
-            yield stream
+        with stream:
+            # A thread's first product cannot be captured, and a workspace is no plan's own. Whether
+            # cuBLAS is missing, the kernels that need it say.
+            with contextlib.suppress(_blas.BlasError, OSError):
+                _blas.handle().on_current_stream()
+            with cupy.cuda.using_allocator(self._pool.malloc):
+                yield stream
 
 
 @contextlib.contextmanager

@@ -137,7 +137,8 @@ class Ring:
 
     def read(self) -> np.ndarray:
         """What was appended since the last ``read``, oldest first; of more than ``size`` numbers
-        the last ``size``."""
+        the last ``size``. Raises CompileError in a function that is being recorded."""
+        Tensor(self._count, self._backend)._refuse_read("Ring.read()")
         count = int(self._backend.to_numpy(self._count)[0])
         values = self._backend.to_numpy(self._values)
         new = np.arange(max(self._read, count - len(values)), count)
